@@ -1,0 +1,3 @@
+"""Easel turns ComfyUI into a service."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The built-in engine: ComfyUI's API and execution semantics over CPU image nodes."""

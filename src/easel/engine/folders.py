@@ -1,0 +1,107 @@
+"""The data directory of an engine, and the one function through which names from outside become paths."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER_TYPES = ("input", "output", "temp")
+
+
+class PathEscape(ValueError):
+    """A name that would leave its folder."""
+
+
+def inside(root: Path, *names: str) -> Path:
+    """Join names from outside below ``root`` and return the path, links resolved.
+
+    Absolute names, ``..``, NUL bytes and symbolic links that lead out are refused with `PathEscape`.
+    """
+    if any("\0" in name for name in names):
+        raise PathEscape("a NUL byte in a file name")
+    try:
+        base = root.resolve()
+        path = base.joinpath(*names).resolve()
+    except (OSError, RuntimeError) as error:
+        raise PathEscape(str(error)) from error
+    if path != base and base not in path.parents:
+        raise PathEscape(f"{'/'.join(names)!r} leaves {root.name!r}")
+    return path
+
+
+def split_annotation(name: str, default: str = "input") -> tuple[str, str]:
+    """Split ComfyUI's annotated file name ``"x.png [output]"`` into name and folder type."""
+    for folder_type in FOLDER_TYPES:
+        suffix = f" [{folder_type}]"
+        if name.endswith(suffix):
+            return name[: -len(suffix)], folder_type
+    return name, default
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """``input``, ``output``, ``temp``, ``user``, ``models`` and ``custom_nodes`` below one base directory."""
+
+    base: Path
+
+    @property
+    def input(self) -> Path:
+        """Where uploads go and LoadImage reads."""
+        return self.base / "input"
+
+    @property
+    def output(self) -> Path:
+        """Where SaveImage writes."""
+        return self.base / "output"
+
+    @property
+    def temp(self) -> Path:
+        """Where PreviewImage writes; emptied at start."""
+        return self.base / "temp"
+
+    @property
+    def user(self) -> Path:
+        """Settings and saved workflows."""
+        return self.base / "user"
+
+    @property
+    def models(self) -> Path:
+        """One folder a kind: ``checkpoints``, ``loras`` …"""
+        return self.base / "models"
+
+    def prepare(self) -> None:
+        """Make the folders and empty ``temp``."""
+        shutil.rmtree(self.temp, ignore_errors=True)
+        for path in (
+            self.input,
+            self.output,
+            self.temp,
+            self.user,
+            self.models,
+            self.base / "custom_nodes",
+        ):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def of_type(self, folder_type: str) -> Path:
+        """Return the folder for ``input``, ``output`` or ``temp``.
+
+        Raises KeyError for another type.
+        """
+        if folder_type not in FOLDER_TYPES:
+            raise KeyError(folder_type)
+        return self.base / folder_type
+
+    def annotated(self, name: str, default: str = "input") -> Path:
+        """Resolve an annotated file name (``"sub/x.png [temp]"``).
+
+        Raises `PathEscape` when it leaves its folder.
+        """
+        plain, folder_type = split_annotation(name, default)
+        return inside(self.of_type(folder_type), plain)
+
+    def files(self, folder: Path) -> list[str]:
+        """List the file names directly in a folder, sorted; empty when the folder is missing."""
+        if not folder.is_dir():
+            return []
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_file())
