@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "comfyui"
-"""Recorded behaviour of the real ComfyUI, kept beside the checkout."""
+FIXTURES = Path(__file__).parent / "fixtures" / "comfyui"
+"""Recorded behaviour of the real ComfyUI 0.3.64 (see its README)."""
 
 
 @pytest.fixture(autouse=True)
