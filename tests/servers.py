@@ -14,6 +14,8 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.waiting import until
+
 
 def free_port() -> int:
     """Return a port of the loopback interface that was free a moment ago."""
@@ -42,18 +44,17 @@ async def answers(url: str, process: asyncio.subprocess.Process, log: Path, time
 
     Raises AssertionError with the log when the process ends or the time is over.
     """
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+
+        async def ready() -> bool:
+            assert process.returncode is None, log.read_text(errors="replace")
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with session.get(url) as response:
+                    return response.status == 200
+            return False
+
         try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    assert process.returncode is None, log.read_text(errors="replace")
-                    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                        async with session.get(
-                            url, timeout=aiohttp.ClientTimeout(total=5)
-                        ) as response:
-                            if response.status == 200:
-                                return
-                    await asyncio.sleep(0.05)  # the only sign of readiness is an answer
+            await until(ready, timeout=timeout)
         except TimeoutError:
             raise AssertionError(
                 f"{url} did not answer in {timeout} s\n" + log.read_text(errors="replace")
