@@ -17,6 +17,6 @@ async def until(
     Raises TimeoutError when it does not within `timeout` seconds.
     """
     async with asyncio.timeout(timeout):
-        while not (found := await look()):
+        while not (found := await look()):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(pause)
         return found
