@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
+import hashlib
+import re
+import secrets
+import shutil
 from collections.abc import AsyncIterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
-from easel.workflow.outputs import OutputItem
+from easel.engine.folders import PathEscape, inside
+from easel.errors import FileNotFound, OutputFailed
+from easel.workflow.outputs import OutputItem, media_type_of
+
+_BUFFER = 1024 * 1024
+_SAFE_TASK = re.compile(r"[a-z0-9_][a-z0-9_.\-]{0,127}")
+_UNSAFE = re.compile(r"[^\w.\- ()]+")
+_HALF = ".part"
+_READ_PIECE = 3 * 256 * 1024
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +43,7 @@ class OutputFiles:
 
     async def open(self) -> None:
         """Make the folder and remove half-written files of a dead agent. Called once, before anything else."""
-        raise NotImplementedError
+        await asyncio.to_thread(self._prepare)
 
     async def store(
         self, task_id: str, item: OutputItem, stream: AsyncIterable[bytes]
@@ -37,25 +53,165 @@ class OutputFiles:
         ``{filename, subfolder, type: "output", url, size, media_type, kind, node, key}`` and what the node said besides.
         ``url`` is relative to the agent's root. Raises `OutputFailed`; errors of the stream pass; no half file stays.
         """
-        raise NotImplementedError
+        name = _unique_name(item.filename)
+        waiting: list[bytes] = []
+        waiting_size = 0
+        half: _HalfFile | None = None
+        try:
+            async for chunk in stream:
+                waiting.append(chunk)
+                waiting_size += len(chunk)
+                if waiting_size >= _BUFFER:
+                    half = half or _HalfFile(self._task_folder(task_id), name)
+                    await asyncio.to_thread(half.write, waiting)
+                    waiting, waiting_size = [], 0
+            half = half or _HalfFile(self._task_folder(task_id), name)
+            size = await asyncio.to_thread(half.finish, waiting)
+        except OSError as error:
+            raise OutputFailed(
+                f"output {item.filename!r} of node {item.node_id!r} cannot be stored: {error}",
+                hint="is the disk of the agent's data directory full or read-only?",
+                node_id=item.node_id,
+                node_type=item.node_type,
+            ) from error
+        finally:
+            if half is not None and not half.finished:
+                await asyncio.shield(asyncio.to_thread(half.remove))
+        return {
+            **item.extra,
+            "filename": name,
+            "subfolder": "",
+            "type": "output",
+            "url": output_url(task_id, name),
+            "size": size,
+            "media_type": item.media_type,
+            "kind": item.kind,
+            "node": item.node_id,
+            "key": item.key,
+        }
 
     async def read_base64(self, task_id: str, name: str, limit: int) -> str:
-        """Return a stored file as padded base64. Raises `OutputFailed` over ``limit`` bytes, `FileNotFound`."""
-        raise NotImplementedError
+        """Return a stored file as padded base64.
+
+        Raises `OutputFailed` when it is larger than ``limit`` bytes, `FileNotFound` when there is none.
+        """
+        return await asyncio.to_thread(self._read_base64, task_id, name, limit)
 
     async def find(self, task_id: str, name: str) -> StoredFile:
         """Return a stored file for serving. Raises `FileNotFound` for whatever is not one, names like ``../x`` included."""
-        raise NotImplementedError
+        return await asyncio.to_thread(self._find, task_id, name)
 
     async def delete(self, task_id: str) -> None:
         """Remove the files of a task; nothing happens when there are none."""
-        raise NotImplementedError
+        await asyncio.to_thread(shutil.rmtree, self._task_folder(task_id), ignore_errors=True)
 
     async def expire(self, before: float) -> int:
         """Remove tasks' folders last written before ``before`` (seconds since the epoch); returns how many."""
-        raise NotImplementedError
+        return await asyncio.to_thread(self._expire, before)
+
+    def _task_folder(self, task_id: str) -> Path:
+        return self._folder / _folder_name(task_id)
+
+    def _prepare(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob(f"*/.*{_HALF}"):
+            left.unlink(missing_ok=True)
+
+    def _find(self, task_id: str, name: str) -> StoredFile:
+        missing = FileNotFound("there is no such output", hint="outputs may have been removed")
+        if not name or name.startswith(".") or "/" in name or "\\" in name:
+            raise missing
+        try:
+            path = inside(self._folder, _folder_name(task_id), name)
+            if not path.is_file():
+                raise missing
+            size = path.stat().st_size
+        except (OSError, PathEscape):
+            raise missing from None
+        return StoredFile(path=path, size=size, media_type=media_type_of(name))
+
+    def _read_base64(self, task_id: str, name: str, limit: int) -> str:
+        found = self._find(task_id, name)
+        if found.size > limit:
+            raise OutputFailed(
+                f"output {name!r} has {found.size} bytes, too many to return as base64",
+                hint="fetch it from its url",
+            )
+        # Pieces of three bytes' multiple join without padding in between, so the file is never in memory twice.
+        pieces: list[str] = []
+        with found.path.open("rb") as file:
+            while piece := file.read(_READ_PIECE):
+                pieces.append(base64.b64encode(piece).decode("ascii"))
+        return "".join(pieces)
+
+    def _expire(self, before: float) -> int:
+        removed = 0
+        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                if folder.is_dir() and folder.stat().st_mtime < before:
+                    shutil.rmtree(folder)
+                    removed += 1
+        return removed
+
+
+def output_url(task_id: str, name: str) -> str:
+    """Return the URL of a stored output, relative to the agent's root."""
+    return f"/api/outputs/{quote(task_id, safe='')}/{quote(name, safe='')}"
 
 
 def value_entry(item: OutputItem) -> dict[str, Any]:
-    """Return the `NodeProgress.images` entry of an output that is no file: ``{kind: "text", text, node, key}`` or ``{kind: "json", value, …}``."""
-    raise NotImplementedError
+    """Return the `NodeProgress.images` entry of an output that is no file: a text, or another JSON value."""
+    entry: dict[str, Any] = {"kind": item.kind, "node": item.node_id, "key": item.key}
+    if item.kind == "text":
+        entry["text"] = item.text
+    else:
+        entry["value"] = item.value
+    return entry
+
+
+class _HalfFile:
+    """A file under a hidden name until it is whole. Every method blocks: for use in a thread."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._final = folder / name
+        self._path = folder / f".{name}{_HALF}"
+        self._size = 0
+        self._made = False
+        self.finished = False
+
+    def write(self, chunks: list[bytes]) -> None:
+        if not self._made:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab" if self._made else "xb") as file:
+            self._made = True
+            for chunk in chunks:
+                self._size += file.write(chunk)
+
+    def finish(self, chunks: list[bytes]) -> int:
+        self.write(chunks)
+        self._path.replace(self._final)
+        self.finished = True
+        return self._size
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _folder_name(task_id: str) -> str:
+    """Name a task's folder: its id where that is a safe file name everywhere, else a hash of it."""
+    if _SAFE_TASK.fullmatch(task_id):
+        return task_id
+    return "~" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+def _unique_name(filename: str) -> str:
+    """Keep what can be kept of the engine's file name and make it unique: cached prompts name the same file again."""
+    plain = filename.replace("\\", "/").rpartition("/")[2]
+    stem, dot, extension = plain.rpartition(".")
+    if not stem:
+        stem, dot, extension = plain, "", ""
+    if not re.fullmatch(r"[A-Za-z0-9]{1,16}", extension):
+        stem, dot, extension = plain, "", ""
+    stem = _UNSAFE.sub("_", stem).strip(" .")[:80].strip(" .") or "output"
+    return f"{stem}-{secrets.token_hex(5)}{dot}{extension}"
