@@ -31,8 +31,10 @@ class Lanes:
         lane = zlib.crc32(key.encode(errors="replace")) % len(self._threads)
         return await asyncio.get_running_loop().run_in_executor(self._threads[lane], call)
 
-    async def close(self) -> None:
-        """Refuse further calls and wait for those that were made. Safe to call twice."""
+    async def close(self, finish: Callable[[], None] | None = None) -> None:
+        """Refuse further calls, wait for those that were made, then call `finish` off the loop. Safe to call twice."""
         self._closed = True
         for thread in self._threads:
             await asyncio.to_thread(thread.shutdown)
+        if finish is not None:
+            await asyncio.to_thread(finish)
