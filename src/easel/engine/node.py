@@ -79,8 +79,12 @@ class NodeContext(Protocol):
     def send_text(self, text: str) -> None:
         """Send a progress text (binary frame 3) to the prompt's client."""
 
-    def send_image(self, image: Image.Image, image_format: Literal["PNG", "JPEG"] = "PNG") -> None:
-        """Send a full-size image as a binary preview frame to the prompt's client, as SaveImageWebsocket does."""
+    def send_image(self, image: Image.Image, value: float, maximum: float) -> None:
+        """Report a step as `progress` does, with a full-size PNG as its preview even where previews are switched off.
+
+        This is how SaveImageWebsocket hands out pictures: ``progress_state``, then ``progress`` and the frame in the order
+        ComfyUI has for the client (type 4 before ``progress``, type 1 after it).
+        """
 
     def send_event(self, event: str, data: Mapping[str, Any], client_id: str | None = None) -> None:
         """Send a custom event to one client, or to every socket when ``client_id`` is None."""
