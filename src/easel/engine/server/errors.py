@@ -1,0 +1,62 @@
+"""One translation of errors to the wire: ComfyUI's own ``{"error": {...}, "node_errors": {...}}``.
+
+The front end reads every refused ``/prompt`` as that shape, so all refusals have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from easel.engine.folders import PathEscape
+from easel.engine.server.bodies import json_response, too_large
+from easel.errors import BadRequest, BodyTooLarge, EaselError
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class UnknownUser(BadRequest):
+    """The ``comfy-user`` header names nobody."""
+
+    code = "unknown_user"
+    http_status = 401
+
+
+def error_body(kind: str, message: str, details: str = "") -> dict[str, object]:
+    """Return an error in ComfyUI's shape."""
+    return {
+        "error": {"type": kind, "message": message, "details": details, "extra_info": {}},
+        "node_errors": {},
+    }
+
+
+def refusal(error: EaselError) -> web.Response:
+    """Return the answer for an error a caller can meet."""
+    body = error_body(error.code, error.message, error.hint or "")
+    response = json_response(body, error.http_status)
+    if isinstance(error, BodyTooLarge):
+        response.force_close()  # the rest of the body is never read
+    return response
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer whatever a handler raises with typed JSON, and go on serving."""
+    try:
+        return await handler(request)
+    except EaselError as error:
+        return refusal(error)
+    except PathEscape as error:
+        return refusal(BadRequest(f"forbidden path: {error}"))
+    except web.HTTPRequestEntityTooLarge:
+        return refusal(too_large(request.client_max_size))
+    except (web.HTTPException, asyncio.CancelledError, ConnectionResetError):
+        raise
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return json_response(error_body("internal_error", "The engine failed to answer"), 500)
