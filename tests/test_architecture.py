@@ -14,10 +14,11 @@ MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
     "workflow": {"errors"},
-    "comfy": {"errors", "settings", "workflow"},
-    "engine": {"errors", "settings", "workflow"},
-    "agent": {"errors", "settings", "workflow", "comfy"},
-    "cli": {"errors", "settings", "workflow", "comfy", "engine", "agent"},
+    "storage": {"errors", "settings"},
+    "comfy": {"errors", "settings", "workflow", "storage"},
+    "engine": {"errors", "settings", "workflow", "storage"},
+    "agent": {"errors", "settings", "workflow", "storage", "comfy"},
+    "cli": {"errors", "settings", "workflow", "storage", "comfy", "engine", "agent"},
     "__main__": {"cli"},
 }
 """Room → rooms it may import. A new room gets its line here and in docs/architecture.md."""

@@ -1,4 +1,4 @@
-"""The data directory of an engine, and the one function through which names from outside become paths."""
+"""The data directory of an engine."""
 
 from __future__ import annotations
 
@@ -6,28 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from easel.storage.paths import PathEscape, inside
+
+__all__ = ["FOLDER_TYPES", "Folders", "PathEscape", "inside", "split_annotation"]
+
 FOLDER_TYPES = ("input", "output", "temp")
-
-
-class PathEscape(ValueError):
-    """A name that would leave its folder."""
-
-
-def inside(root: Path, *names: str) -> Path:
-    """Join names from outside below ``root`` and return the path, links resolved.
-
-    Absolute names, ``..``, NUL bytes and symbolic links that lead out are refused with `PathEscape`.
-    """
-    if any("\0" in name for name in names):
-        raise PathEscape("a NUL byte in a file name")
-    try:
-        base = root.resolve()
-        path = base.joinpath(*names).resolve()
-    except (OSError, RuntimeError) as error:
-        raise PathEscape(str(error)) from error
-    if path != base and base not in path.parents:
-        raise PathEscape(f"{'/'.join(names)!r} leaves {root.name!r}")
-    return path
 
 
 def split_annotation(name: str, default: str = "input") -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""Data directories, and how names from outside become paths."""
