@@ -19,9 +19,9 @@ from easel.agent.fetch import Fetcher
 from easel.agent.incoming import IncomingFile
 from easel.agent.inline_files import read_base64, read_data_uri
 from easel.agent.input_names import check_name
-from easel.engine.folders import inside
 from easel.errors import EngineError, InputRejected, StoreFailed
 from easel.settings import InputSettings
+from easel.storage.paths import inside
 from easel.workflow.inputs import (
     InputKind,
     UploadInput,
