@@ -10,14 +10,14 @@ import pytest
 
 from easel.engine.folders import Folders
 from easel.engine.node import NodeClass, Registry
-from easel.engine.nodes import registry
+from easel.engine.nodes import pretend, registry
 from easel.engine.object_info import class_info
 from tests.conftest import FIXTURES
 
 RECORDED: dict[str, Any] = json.loads((FIXTURES / "object_info.json").read_text())
 PROSE = {"tooltip", "description", "output_tooltips"}
 
-PACKS: list[Registry] = [registry]
+PACKS: list[Registry] = [registry, pretend.registry]
 CLASSES = [node_class for pack in PACKS for node_class in pack if node_class.name in RECORDED]
 
 

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from easel.engine.node import Registry
-from easel.engine.nodes import basics, image_io, scaling
+from easel.engine.nodes import animation, basics, image_io, primitives, scaling, strings, transforms
 
 registry = Registry()
 """The base pack."""
 
-for _part in (image_io, basics, scaling):
+for _part in (image_io, basics, scaling, transforms, animation, primitives, strings):
     registry.include(_part.registry)
 
 __all__ = ["registry"]
