@@ -9,6 +9,7 @@ import hashlib
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import AsyncIterable
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from urllib.parse import quote
 
 import msgspec
 
-from easel.engine.folders import PathEscape, inside
 from easel.errors import FileNotFound, OutputFailed
+from easel.storage.paths import PathEscape, inside
 from easel.workflow.outputs import OutputItem, media_type_of
 
 _BUFFER = 1024 * 1024
 _SAFE_TASK = re.compile(r"[a-z0-9_][a-z0-9_.\-]{0,127}")
 _UNSAFE = re.compile(r"[^\w.\- ()]+")
 _HALF = ".part"
+_MAX_STEM = 120
+"""Bytes kept of a file name; file systems allow 255 with everything that is added."""
 _READ_PIECE = 3 * 256 * 1024
 
 
@@ -178,24 +181,36 @@ class _HalfFile:
         self._path = folder / f".{name}{_HALF}"
         self._size = 0
         self._made = False
+        # A cancelled task's thread may still be writing when the file is removed.
+        self._lock = threading.Lock()
+        self._removed = False
         self.finished = False
 
     def write(self, chunks: list[bytes]) -> None:
+        with self._lock:
+            if not self._removed:
+                self._append(chunks)
+
+    def finish(self, chunks: list[bytes]) -> int:
+        with self._lock:
+            if not self._removed:
+                self._append(chunks)
+                self._path.replace(self._final)
+                self.finished = True
+        return self._size
+
+    def remove(self) -> None:
+        with self._lock:
+            self._removed = True
+            self._path.unlink(missing_ok=True)
+
+    def _append(self, chunks: list[bytes]) -> None:
         if not self._made:
             self._folder.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab" if self._made else "xb") as file:
             self._made = True
             for chunk in chunks:
                 self._size += file.write(chunk)
-
-    def finish(self, chunks: list[bytes]) -> int:
-        self.write(chunks)
-        self._path.replace(self._final)
-        self.finished = True
-        return self._size
-
-    def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
 
 
 def _folder_name(task_id: str) -> str:
@@ -213,5 +228,8 @@ def _unique_name(filename: str) -> str:
         stem, dot, extension = plain, "", ""
     if not re.fullmatch(r"[A-Za-z0-9]{1,16}", extension):
         stem, dot, extension = plain, "", ""
-    stem = _UNSAFE.sub("_", stem).strip(" .")[:80].strip(" .") or "output"
+    stem = (
+        _UNSAFE.sub("_", stem).strip(" .").encode()[:_MAX_STEM].decode(errors="ignore").strip(" .")
+    )
+    stem = stem or "output"
     return f"{stem}-{secrets.token_hex(5)}{dot}{extension}"

@@ -50,7 +50,7 @@ _NESTED_KEYS: dict[str, InputKind] = {
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
-_HEX = re.compile(r"[0-9a-fA-F]{64,128}")
+_DIGEST = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{32}){0,2}")
 _SHORTEST_BASE64 = 64
 _LOOKED_AT = 4096
 """Characters looked at: no file name is longer, and a body may hold a hundred megabytes of base64."""
@@ -89,7 +89,7 @@ def file_inputs(class_type: str, object_info: ObjectInfo | None = None) -> dict[
     """Return the file inputs of a class and their kinds."""
     result: dict[str, InputKind] = {}
     info = (object_info or {}).get(class_type)
-    groups = info.get("input") if info else None
+    groups = info.get("input") if isinstance(info, dict) else None
     for group in ("required", "optional"):
         declared = groups.get(group) if isinstance(groups, dict) else None
         for name, declaration in declared.items() if isinstance(declared, dict) else ():
@@ -128,7 +128,7 @@ def classify(value: str) -> ValueKind:
     if (
         len(value.strip()) >= _SHORTEST_BASE64
         and _BASE64.fullmatch(head)
-        and not _HEX.fullmatch(value.strip())
+        and not _DIGEST.fullmatch(value.strip())
     ):
         return "base64"
     return "name"

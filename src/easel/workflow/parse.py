@@ -22,6 +22,9 @@ _EXPORT_HINT = (
     'open the workflow in ComfyUI and choose "Workflow > Export (API)" (older versions: enable dev mode, '
     'then "Save (API Format)"), then send that file'
 )
+_EXPLAINED = 4 * 1024 * 1024
+"""Bytes of the longest body that is read a second time, slowly, to say where it is wrong."""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _STRING_OR_KEY = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"([ \t\r\n]*:)?', re.DOTALL)
 
@@ -85,7 +88,7 @@ def canonical_prompt(graph: dict[str, Any], *, max_nodes: int = 5000) -> Prompt:
 
 
 def _canonical_node(node_id: NodeId, node: object) -> Node:
-    if len(node_id) > MAX_ID_LENGTH or _CONTROL.search(node_id):
+    if _odd(node_id):
         raise InvalidPrompt(
             f"node id {_short(node_id)} is too long or has control characters",
             error=_error("invalid_prompt", "Invalid node ID", f"Node ID '#{_short(node_id)}'"),
@@ -106,7 +109,7 @@ def _canonical_node(node_id: NodeId, node: object) -> Node:
             hint='every node is {"class_type": "…", "inputs": {…}}',
             node_id=node_id,
         )
-    if len(class_type) > MAX_ID_LENGTH or _CONTROL.search(class_type):
+    if _odd(class_type):
         raise InvalidPrompt(
             f"node {node_id!r}: the class name is too long or has control characters",
             node_id=node_id,
@@ -122,7 +125,11 @@ def _canonical_node(node_id: NodeId, node: object) -> Node:
     result: Node = {
         "class_type": class_type,
         "inputs": {
-            name: _canonical_input(node_id, class_type, name, value)
+            name: value
+            if name.isidentifier()
+            and len(name) <= MAX_ID_LENGTH
+            and not isinstance(value, dict | list)
+            else _canonical_input(node_id, class_type, name, value)
             for name, value in inputs.items()
         },
     }
@@ -132,8 +139,14 @@ def _canonical_node(node_id: NodeId, node: object) -> Node:
     return result
 
 
+def _odd(name: str) -> bool:
+    return len(name) > MAX_ID_LENGTH or (
+        not name.isprintable() and _CONTROL.search(name) is not None
+    )
+
+
 def _canonical_input(node_id: NodeId, class_type: str, name: str, value: Any) -> Any:
-    if len(name) > MAX_ID_LENGTH or _CONTROL.search(name):
+    if _odd(name):
         _refuse_node(
             node_id,
             class_type,
@@ -300,7 +313,8 @@ def _name_duplicate(raw: bytes) -> str:
             result[name] = value
         return result
 
-    json.loads(raw, object_pairs_hook=collect)
+    if len(raw) <= _EXPLAINED:
+        json.loads(raw, object_pairs_hook=collect)
     named = f"the key {_short(names[0])}" if names else "a key"
     return f"the body has {named} twice in one object"
 
@@ -308,14 +322,17 @@ def _name_duplicate(raw: bytes) -> str:
 def _explain(raw: bytes, error: Exception) -> str:
     """Say what is wrong and where; msgspec is fast but gives byte offsets only."""
     try:
-        json.loads(raw)
-    except json.JSONDecodeError as better:
-        return f"{better.msg} at line {better.lineno}, column {better.colno}"
+        text = raw.decode()
     except UnicodeDecodeError as better:
         return f"it is not UTF-8 text (byte {better.start})"
+    if len(raw) > _EXPLAINED:
+        return str(error)
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as better:
+        return f"{better.msg} at line {better.lineno}, column {better.colno}"
     except (ValueError, RecursionError):
         pass
-    text = raw.decode("utf-8", "replace")
     surrogate = re.search(r"\\u[dD][89abAB]", text)
     constant = re.search(r"-?\b(?:NaN|Infinity)\b", text)
     if isinstance(error, msgspec.ValidationError):

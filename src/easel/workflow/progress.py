@@ -70,8 +70,8 @@ class ProgressTracker:
         """A node began, so the one before it is complete; None: nothing runs any more."""
         target = self._resolve(node, display)
         before = self.current_node
-        if node is not None and target is None:
-            return
+        if self.finished or (node is not None and target is None):
+            return  # an engine says "nothing runs" after an error too; the node that failed is not complete
         if before is not None and before != target:
             self._complete(before, now)
         self.current_node = target

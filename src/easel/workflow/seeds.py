@@ -70,11 +70,12 @@ def _largest(object_info: ObjectInfo | None, class_type: str, name: str) -> int 
 def declared_input(object_info: ObjectInfo | None, class_type: str, name: str) -> list[Any] | None:
     """Return the ``/object_info`` declaration of an input (``[type, options?]``), or None when it is not declared."""
     info = (object_info or {}).get(class_type)
-    groups = info.get("input") if info else None
+    groups = info.get("input") if isinstance(info, dict) else None
     if not isinstance(groups, dict):
         return None
     for group in ("required", "optional"):
-        declared = (groups.get(group) or {}).get(name)
+        inputs = groups.get(group)
+        declared = inputs.get(name) if isinstance(inputs, dict) else None
         if isinstance(declared, list | tuple) and declared:
             return list(declared)
     return None
