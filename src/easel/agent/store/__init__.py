@@ -13,7 +13,8 @@ def open_store(settings: AgentSettings) -> ProgressStore:
     """Return the store that ``settings.store`` names, not opened yet.
 
     ``files`` keeps records under ``data_dir/tasks``; a SQLAlchemy URL keeps them in a database. Raises
-    ConfigurationError for anything else, for an unknown kind of database and for a missing driver.
+    ConfigurationError for anything else and for an unknown kind of database; the store's `open` raises it for a missing
+    driver.
     """
     if settings.store == "files":
         from easel.agent.store.files import FileStore  # noqa: PLC0415

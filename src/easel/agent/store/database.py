@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError
 
 from easel.errors import ConfigurationError, StoreFailed
 
@@ -76,11 +76,8 @@ _DEADLOCKS = {1205, 1213, "40001", "40P01"}
 """MySQL error numbers and SQL states of statements that fail for their company, not for themselves."""
 
 
-def connect(text: str, connections: int) -> sa.Engine:
-    """Return an engine with a pool of that many connections; nothing is connected yet.
-
-    Connections are in autocommit mode. Raises ConfigurationError for a URL that cannot be used and for a missing driver.
-    """
+def parse(text: str) -> sa.URL:
+    """Return the URL with the driver we use. Raises ConfigurationError for what cannot be a progress store."""
     try:
         url = sa.make_url(text)
     except (ArgumentError, ValueError) as error:
@@ -96,12 +93,20 @@ def connect(text: str, connections: int) -> sa.Engine:
             hint="use SQLite, MySQL, MariaDB or PostgreSQL",
         )
     url = url.set(drivername=_DRIVERS[kind])
-    kind = url.get_backend_name()
     if kind == "sqlite" and (url.database or ":memory:") == ":memory:":
         raise ConfigurationError(
             "a progress store cannot live in memory: accepted tasks must survive a restart",
             hint="name a file: sqlite:///tasks.db",
         )
+    return url
+
+
+def connect(url: sa.URL, connections: int) -> sa.Engine:
+    """Return an engine with a pool of that many connections, in autocommit mode; nothing is connected yet.
+
+    Reads files (the driver's), so not on the event loop. Raises ConfigurationError when the driver is not installed.
+    """
+    kind = url.get_backend_name()
     try:
         engine = sa.create_engine(
             url,
@@ -114,14 +119,14 @@ def connect(text: str, connections: int) -> sa.Engine:
                 name: value for name, value in _DEFAULTS[kind].items() if name not in url.query
             },
         )
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         driver = error.name or url.get_driver_name()
         raise ConfigurationError(
             f"the progress store {described(url)} needs the Python package {driver}, "
             "which is not installed",
-            hint=_INSTALL.get(driver),
+            hint=_INSTALL.get(driver.partition(".")[0]),
         ) from error
-    except (NoSuchModuleError, ArgumentError, ImportError) as error:
+    except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"the progress store {described(url)} cannot be used: {_scrubbed(error, url)}"
         ) from error

@@ -95,8 +95,8 @@ class FileStore:
         self._unfinished = root / "unfinished"
         self._new = root / "new"
         self._lanes = Lanes(4)
-        self._marked: set[str] = set()
-        """Stems of the unfinished tasks whose marker this process has written."""
+        self._marked: set[tuple[str, str]] = set()
+        """Owner and stem of the unfinished tasks whose marker this process has written."""
 
     async def open(self) -> None:
         """Make the folders (mode 0700) and clear away what killed writers left."""
@@ -173,7 +173,7 @@ class FileStore:
 
     def _save(self, entry: _Entry) -> None:
         path = self._path(entry.stem)
-        if not entry.finished and entry.stem not in self._marked:
+        if not entry.finished and (entry.owner, entry.stem) not in self._marked:
             self._mark(entry.stem, entry.owner)
         durable = entry.finished and entry.accepted
         new = self._write(entry.data, durable)
@@ -212,10 +212,10 @@ class FileStore:
         except FileNotFoundError:
             marker.parent.mkdir(mode=0o700, exist_ok=True)
             os.close(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o600))
-        self._marked.add(stem)
+        self._marked.add((owner, stem))
 
     def _unmark(self, stem: str, owner: str) -> None:
-        self._marked.discard(stem)
+        self._marked.discard((owner, stem))
         (self._unfinished / file_stem(owner) / stem).unlink(missing_ok=True)
 
     def _list(self, owner: str) -> list[TaskRecord]:
@@ -272,6 +272,7 @@ def _place_if_free(new: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:

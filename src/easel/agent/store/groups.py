@@ -27,8 +27,9 @@ class _Job(NamedTuple):
 class GroupWriter:
     """Makes writing calls in the order in which they come; each is done when its transaction is committed."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, url: sa.URL, connect: Callable[[], sa.Connection]) -> None:
+        self._url = url
+        self._connect = connect
         self._thread = ThreadPoolExecutor(1, "easel-store-writer")
         self._waiting: deque[_Job] = deque()
         self._closed = False
@@ -59,7 +60,7 @@ class GroupWriter:
             results = self._transaction(group)
         except sa.exc.SQLAlchemyError as error:
             for job in group:
-                job.outcome.set_exception(failure(error, self._engine.url))
+                job.outcome.set_exception(failure(error, self._url))
             return
         except Exception as error:  # noqa: BLE001 - nobody may wait for ever
             for job in group:
@@ -67,7 +68,7 @@ class GroupWriter:
             return
         for job, result in zip(group, results, strict=True):
             if isinstance(result, sa.exc.SQLAlchemyError):
-                job.outcome.set_exception(failure(result, self._engine.url))
+                job.outcome.set_exception(failure(result, self._url))
             else:
                 job.outcome.set_result(result)
 
@@ -75,7 +76,7 @@ class GroupWriter:
         """Return each call's result, or the error of its statement, which leaves the others untouched."""
         durable = any(job.durable for job in group)
         results: list[Any] = []
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             if durable:
                 connection.exec_driver_sql("PRAGMA synchronous=FULL")
             try:

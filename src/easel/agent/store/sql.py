@@ -24,7 +24,14 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from easel.agent.record import FINISHED, TaskRecord
 from easel.agent.store.codec import DamagedRecordError, database_key, decode, encode
-from easel.agent.store.database import connect, described, failure, make_file, worth_repeating
+from easel.agent.store.database import (
+    connect,
+    described,
+    failure,
+    make_file,
+    parse,
+    worth_repeating,
+)
 from easel.agent.store.groups import GroupWriter
 from easel.agent.store.lanes import Lanes
 from easel.errors import StoreFailed
@@ -94,15 +101,16 @@ def _row(record: TaskRecord) -> dict[str, Any]:
 class SqlStore:
     """A `ProgressStore` in a database. See the module's text for its guarantees.
 
-    Raises ConfigurationError when the URL cannot be used or its driver is not installed.
+    Raises ConfigurationError when the URL cannot be used; `open` raises it when the driver is not installed.
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = connect(url, _THREADS + 1)
-        self._url = self._engine.url
-        self._upsert = upsert(self._engine.dialect.name)
+        self._url = parse(url)
+        self._kind = self._url.get_backend_name()
+        self._upsert = upsert(self._kind)
         self._lanes = Lanes(_THREADS)
-        self._writer = GroupWriter(self._engine) if self._engine.dialect.name == "sqlite" else None
+        self._writer = GroupWriter(self._url, self._connect) if self._kind == "sqlite" else None
+        self._engine: sa.Engine | None = None
 
     async def open(self) -> None:
         """Make the table unless it is there; other agents may do so at the same moment."""
@@ -112,7 +120,7 @@ class SqlStore:
         """Finish what is being written and hang up."""
         if self._writer is not None:
             await self._writer.close()
-        await self._lanes.close(self._engine.dispose)
+        await self._lanes.close(None if self._engine is None else self._engine.dispose)
 
     async def create(self, record: TaskRecord) -> TaskRecord | None:
         """Store the record if its id is free; else return the one that holds it."""
@@ -164,6 +172,11 @@ class SqlStore:
 
     # What follows runs in threads.
 
+    def _connect(self) -> sa.Connection:
+        if self._engine is None:
+            raise StoreFailed("the progress store is not open")
+        return self._engine.connect()
+
     def _call(self, call: Callable[[sa.Connection, bool], T]) -> T:
         """Make a call; repeat it when the pool's connection turned out to be dead, or after a deadlock.
 
@@ -173,7 +186,7 @@ class SqlStore:
         while True:
             attempt += 1
             try:
-                with self._engine.connect() as connection:
+                with self._connect() as connection:
                     return call(connection, attempt > 1)
             except sa.exc.DBAPIError as error:
                 if attempt == _ATTEMPTS or not worth_repeating(error):
@@ -182,6 +195,7 @@ class SqlStore:
                 raise failure(error, self._url) from error
 
     def _prepare(self) -> None:
+        self._engine = connect(self._url, _THREADS + 1)
         if self._writer is not None:
             make_file(self._url)
         self._call(self._make_table)
