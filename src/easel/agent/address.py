@@ -131,6 +131,9 @@ def check_url(text: str, policy: AddressPolicy) -> URL:
             "the URL carries a user name or password",
             hint="use a signed URL, or send the file as base64",
         )
+    if packed := _odd_ipv4(host):
+        host = packed
+        url = url.with_host(host)
     if _is_address(host) and not policy.allows(host):
         raise forbidden(host)
     return url.with_fragment(None)
@@ -150,6 +153,16 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _odd_ipv4(host: str) -> str | None:
+    """Return the dotted form of ``2130706433``, ``0x7f.1``, ``0177.0.0.1``, ``127.1``, which the system's resolver takes too."""
+    if _is_address(host) or not host[:1].isdigit():
+        return None
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
 
 
 def _public(address: IPv4Address | IPv6Address) -> bool:

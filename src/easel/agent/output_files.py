@@ -202,12 +202,13 @@ class _HalfFile:
     def remove(self) -> None:
         with self._lock:
             self._removed = True
-            self._path.unlink(missing_ok=True)
+            if self._made:
+                self._path.unlink(missing_ok=True)
 
     def _append(self, chunks: list[bytes]) -> None:
         if not self._made:
             self._folder.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab" if self._made else "xb") as file:
+        with self._path.open("ab") as file:
             self._made = True
             for chunk in chunks:
                 self._size += file.write(chunk)

@@ -19,7 +19,7 @@ def inside(root: Path, *names: str) -> Path:
     try:
         base = root.resolve()
         path = base.joinpath(*names).resolve()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # ValueError: lone surrogates
         raise PathEscape(str(error)) from error
     if path != base and base not in path.parents:
         raise PathEscape(f"{'/'.join(names)!r} leaves {root.name!r}")
