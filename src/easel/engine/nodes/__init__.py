@@ -6,12 +6,34 @@
 from __future__ import annotations
 
 from easel.engine.node import Registry
-from easel.engine.nodes import animation, basics, image_io, primitives, scaling, strings, transforms
+from easel.engine.nodes import (
+    animation,
+    basics,
+    compositing,
+    filters,
+    image_io,
+    masks,
+    primitives,
+    scaling,
+    strings,
+    transforms,
+)
 
 registry = Registry()
 """The base pack."""
 
-for _part in (image_io, basics, scaling, transforms, animation, primitives, strings):
+for _part in (
+    image_io,
+    basics,
+    scaling,
+    transforms,
+    filters,
+    masks,
+    compositing,
+    animation,
+    primitives,
+    strings,
+):
     registry.include(_part.registry)
 
 __all__ = ["registry"]
