@@ -64,7 +64,7 @@ def load_registry(packs: tuple[str, ...]) -> Registry:
         module_name, _, attribute = path.partition(":")
         try:
             found = getattr(importlib.import_module(module_name), attribute or "registry")
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigurationError(
                 f"node pack {pack!r} cannot be loaded: {error}",
                 hint="name it as module:registry, or demo, or pretend",

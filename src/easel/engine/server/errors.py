@@ -13,6 +13,7 @@ from aiohttp import web
 
 from easel.engine.folders import PathEscape
 from easel.engine.server.bodies import json_response, too_large
+from easel.engine.server.files import NAME_ERRORS
 from easel.errors import BadRequest, BodyTooLarge, EaselError
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,14 @@ class UnknownUser(BadRequest):
 
     code = "unknown_user"
     http_status = 401
+
+
+class EmptyAnswer(Exception):
+    """An answer that is its status alone, where the real one says no more either."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 def error_body(kind: str, message: str, details: str = "") -> dict[str, object]:
@@ -51,12 +60,25 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except EaselError as error:
         return refusal(error)
+    except EmptyAnswer as answer:
+        return web.Response(status=answer.status)
     except PathEscape as error:
         return refusal(BadRequest(f"forbidden path: {error}"))
     except web.HTTPRequestEntityTooLarge:
         return refusal(too_large(request.client_max_size))
-    except (web.HTTPException, asyncio.CancelledError, ConnectionResetError):
+    except OSError as error:
+        if isinstance(error, ConnectionResetError):
+            raise
+        if error.errno in NAME_ERRORS:
+            return refusal(BadRequest(f"no file name: {error.strerror}"))
+        return failure(request)
+    except (web.HTTPException, asyncio.CancelledError):
         raise
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        return json_response(error_body("internal_error", "The engine failed to answer"), 500)
+    except Exception:  # noqa: BLE001 - logged; one request never ends the server
+        return failure(request)
+
+
+def failure(request: web.Request) -> web.Response:
+    """Log the exception being handled and return the answer for it."""
+    log.error("%s %s failed", request.method, request.path, exc_info=True)
+    return json_response(error_body("internal_error", "The engine failed to answer"), 500)

@@ -34,7 +34,7 @@ def write_atomically(path: Path, content: bytes | BinaryIO) -> None:
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise BadRequest(f"{path.name!r} cannot be written: {error.strerror}") from None
     except OSError as error:
-        if error.errno in _NAME_ERRORS:
+        if error.errno in NAME_ERRORS:
             raise BadRequest(f"{path.name[:40]!r} is no file name: {error.strerror}") from None
         raise
 
@@ -47,4 +47,5 @@ def _read_umask() -> int:
 
 _UMASK = _read_umask()
 """mkstemp makes 0600 files; ours follow the umask. Read once, at import: reading it means setting it for a moment."""
-_NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+"""What the system says to a name that cannot be a file's."""

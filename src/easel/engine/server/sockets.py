@@ -25,7 +25,7 @@ from easel.workflow.types import NodeId
 
 log = logging.getLogger(__name__)
 
-MAX_QUEUED_BYTES = 32 * 1024 * 1024
+MAX_QUEUED_BYTES = 64 * 1024 * 1024
 """A socket that already has this much waiting when the next frame comes is dropped."""
 MAX_QUEUED_FRAMES = 20_000
 """The same by number: small frames cost memory, too."""

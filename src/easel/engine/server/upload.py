@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from easel.engine.folders import Folders, PathEscape, inside, split_annotation
 from easel.engine.server.bodies import decode, json_response, too_large
+from easel.engine.server.errors import EmptyAnswer
 from easel.engine.server.files import write_atomically
 from easel.engine.server.state import STATE
 from easel.errors import BadRequest
@@ -49,10 +50,6 @@ class Form:
             self.file.close()
 
 
-class Forbidden(Exception):
-    """A name or folder that leaves its place: an empty 400, as the real one answers."""
-
-
 @routes.post("/upload/image")
 async def upload_image(request: web.Request) -> web.Response:
     """Store a file under its own name, or a numbered one when that is taken by other bytes."""
@@ -69,8 +66,6 @@ async def _upload(request: web.Request, *, mask: bool) -> web.Response:
     form = await read_form(request)
     try:
         answer = await asyncio.to_thread(store, request.app[STATE].folders, form, mask=mask)
-    except Forbidden:
-        return web.Response(status=400)
     finally:
         await asyncio.to_thread(form.close)
     return json_response(answer)
@@ -132,12 +127,12 @@ async def _take(part: BodyPartReader, form: Form, left: int, limit: int) -> int:
 def store(folders: Folders, form: Form, *, mask: bool) -> dict[str, str]:
     """Put an upload in its place and return where that is.
 
-    Raises Forbidden and BadRequest.
+    Raises EmptyAnswer and BadRequest.
     """
     folder_type = form.fields.get("type", "input")
     subfolder = form.fields.get("subfolder", "")
     if form.file is None or not form.filename:
-        raise Forbidden
+        raise EmptyAnswer(400)
     try:
         root = folders.of_type(folder_type)
     except KeyError:
@@ -146,7 +141,7 @@ def store(folders: Folders, form: Form, *, mask: bool) -> dict[str, str]:
         folder = inside(root, subfolder)
         target = inside(root, subfolder, form.filename)
     except PathEscape:
-        raise Forbidden from None
+        raise EmptyAnswer(400) from None
     if target == folder or target.is_dir():
         raise BadRequest(f"{form.filename!r} is a folder")
     if target.parent != folder and not target.parent.is_dir():

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from easel.engine.folders import PathEscape, inside
 from easel.engine.server.bodies import json_response, read
-from easel.engine.server.errors import UnknownUser
+from easel.engine.server.errors import EmptyAnswer, UnknownUser
 from easel.engine.server.files import write_atomically
 from easel.engine.server.state import STATE
 from easel.errors import BadRequest
@@ -145,7 +145,7 @@ async def _named(request: web.Request, part: str = "file") -> tuple[Path, Path]:
     try:
         base, path = await asyncio.to_thread(resolve)
     except PathEscape:
-        raise web.HTTPForbidden(body=b"", content_type=None) from None
+        raise EmptyAnswer(403) from None
     if path == base:
         raise BadRequest("the user's folder itself is no file")
     return base, path

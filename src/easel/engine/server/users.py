@@ -10,12 +10,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-from easel.engine.folders import Folders, inside
+from easel.engine.folders import Folders
 from easel.engine.server.errors import UnknownUser
 from easel.engine.server.files import write_atomically
 from easel.errors import BadRequest
 
 DEFAULT = "default"
+PLAIN_ID = re.compile(r"[\w-][\w.-]*")
+"""What a user's id, which is a folder's name too, may look like."""
 
 
 class DuplicateName(BadRequest):
@@ -47,8 +49,8 @@ class Users:
         return user
 
     def folder(self, user: str) -> Path:
-        """Return a user's own folder; it may not exist yet."""
-        return inside(self._folders.user, user)
+        """Return a user's own folder; it may not exist yet. Ids that are no plain folder name are never taken in."""
+        return self._folders.user / user
 
     def settings_lock(self, user: str) -> asyncio.Lock:
         """Return the lock under which this user's settings are read, changed and written."""
@@ -80,4 +82,4 @@ def _read_names(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     names = json.loads(file.read_text())
-    return {str(user): str(name) for user, name in names.items()}
+    return {user: str(name) for user, name in names.items() if PLAIN_ID.fullmatch(user)}

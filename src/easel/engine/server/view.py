@@ -12,7 +12,7 @@ from PIL import Image
 
 from easel.engine.folders import FOLDER_TYPES, PathEscape, inside, split_annotation
 from easel.engine.server.bodies import json_response
-from easel.engine.server.errors import error_body
+from easel.engine.server.errors import EmptyAnswer, error_body
 from easel.engine.server.state import STATE
 
 routes = web.RouteTableDef()
@@ -33,28 +33,17 @@ _types = mimetypes.MimeTypes()
 _types.add_type("image/webp", ".webp")
 
 
-class Refused(Exception):
-    """An answer with this status and no body."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
 @routes.get("/view")
 async def view(request: web.Request) -> web.StreamResponse:
     """Return a file; Range, ETag and Last-Modified as usual. Refusals are those of the real one."""
     folders = request.app[STATE].folders
     query = request.query
-    try:
-        if "filename" not in query:
-            raise Refused(404)
-        name, folder_type = split_annotation(query["filename"], query.get("type", "output"))
-        path = await asyncio.to_thread(
-            find, folders.base, name, folder_type, query.get("subfolder", "")
-        )
-    except Refused as refused:
-        return web.Response(status=refused.status)
+    if "filename" not in query:
+        raise EmptyAnswer(404)
+    name, folder_type = split_annotation(query["filename"], query.get("type", "output"))
+    path = await asyncio.to_thread(
+        find, folders.base, name, folder_type, query.get("subfolder", "")
+    )
     headers = {"Content-Disposition": f'filename="{quoted(path.name)}"'}
     channel = query.get("channel", "rgba")
     preview = query.get("preview")
@@ -81,23 +70,23 @@ async def view(request: web.Request) -> web.StreamResponse:
 def find(base: Path, name: str, folder_type: str, subfolder: str) -> Path:
     """Return the file a query names.
 
-    Raises Refused: 400 for a name that is empty, absolute or has ``..``, or an unknown type; 403 for a subfolder that
+    Raises EmptyAnswer: 400 for a name that is empty, absolute or has ``..``, or an unknown type; 403 for a subfolder that
     leaves the folder; 404 for a missing file.
     """
     if not name or name.startswith("/") or ".." in name or "\0" in name:
-        raise Refused(400)
+        raise EmptyAnswer(400)
     if folder_type not in FOLDER_TYPES:
-        raise Refused(400)
+        raise EmptyAnswer(400)
     try:
         path = inside(base / folder_type, subfolder, Path(name).name)
     except PathEscape:
-        raise Refused(403) from None
+        raise EmptyAnswer(403) from None
     try:
         if path.is_file():
             return path
     except OSError:  # a name too long to be one
         pass
-    raise Refused(404)
+    raise EmptyAnswer(404)
 
 
 def quoted(name: str) -> str:
@@ -125,6 +114,7 @@ def as_preview(path: Path, wanted: str, channel: str) -> tuple[bytes, str]:
 def as_channel(path: Path, channel: str) -> bytes:
     """Encode the colours without alpha (``rgb``), or the alpha channel alone (``a``), as PNG."""
     with Image.open(path) as image:
+        image.load()  # a cut file is none, also where only its size is asked for
         if channel == "rgb":
             shown = image.convert("RGB")
         else:
