@@ -8,6 +8,7 @@ import gzip
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from easel.errors import InputRejected
 from tests.agent.web import FakeNames, fetched, serve, serve_raw, settings
@@ -294,3 +295,32 @@ async def test_an_empty_file() -> None:
 async def test_tls_spoken_to_a_server_without() -> None:
     async with serve(answer) as base:
         assert "TLS" in await rejected(base.replace("http:", "https:"))
+
+
+@pytest.mark.parametrize("host", ["１２７.0.0.2", "127。0。0。2", "127.0.0.②", "ⓛocalhost.test"])
+async def test_hosts_in_other_scripts(host: str) -> None:
+    names = FakeNames(localhost_test=[["127.0.0.2"]])
+    reached: list[str] = []
+
+    async def inner(request: web.Request) -> web.StreamResponse:
+        reached.append(request.path)
+        return web.Response(body=b"secret")
+
+    async with serve(inner, "127.0.0.2") as base:
+        with pytest.raises(InputRejected):
+            await fetched(f"http://{host}:{base.rpartition(':')[2]}/", lookup=names)
+    assert reached == []
+
+
+async def test_the_connection_itself_is_checked_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the checks before it passed by, no connection would be made all the same."""
+    monkeypatch.setattr("easel.agent.fetch.check_url", lambda text, policy: URL(text))
+    reached: list[str] = []
+
+    async def inner(request: web.Request) -> web.StreamResponse:
+        reached.append(request.path)
+        return web.Response(body=b"secret")
+
+    async with serve(inner, "127.0.0.2") as base:
+        await rejected(f"{base}/")
+    assert reached == []

@@ -81,6 +81,7 @@ def test_nodes_are_canonical() -> None:
         (b'{"1": "\xed\xa0\x80"}', "UTF-8"),
         (b"[" * 100_000, "nested"),
         (b'{"a":' * 100_000, "nested"),
+        (b"[" * 200 + b"]" * 200, "nested"),
         (b"[1, 2]", "a list"),
         (b'"text"', "a string"),
         (b"null", "null"),

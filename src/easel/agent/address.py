@@ -116,7 +116,7 @@ def check_url(text: str, policy: AddressPolicy) -> URL:
         raise InputRejected("the URL has white space or control characters in it")
     try:
         url = URL(text)
-        host, port = url.host, url.port
+        host, port = url.raw_host, url.port  # what aiohttp connects to
     except ValueError as error:
         raise InputRejected(f"the URL cannot be read: {error}") from None
     if url.scheme not in {"http", "https"}:

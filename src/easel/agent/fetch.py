@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
@@ -117,12 +118,22 @@ class Fetcher:
         if size == 0:
             raise InputRejected("the file at the URL is empty")
 
+    def _connectable(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """Make a socket for an address: the last gate, whatever way the address came."""
+        family, kind, protocol, _, target = address
+        if not self._policy.allows(str(target[0])):
+            raise ForbiddenAddress(f"{target[0]} is not public")
+        made = socket.socket(family, kind, protocol)
+        made.setblocking(False)
+        return made
+
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(
                 resolver=CheckedResolver(self._policy, self._lookup),
                 use_dns_cache=False,
                 force_close=True,
+                socket_factory=self._connectable,
                 limit=0,
             )
             self._session = aiohttp.ClientSession(

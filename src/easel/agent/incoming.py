@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-_BUFFER = 1024 * 1024
+_BUFFER = 256 * 1024
 
 
 class IncomingFile:
-    """Collects chunks; every megabyte they go to disk in a thread, so a small file needs one hop and a large one little memory."""
+    """Collects chunks; every 256 KiB they go to disk in a thread, so a small file needs one hop and a large one little memory."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{secrets.token_hex(12)}.part"

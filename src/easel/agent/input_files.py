@@ -37,8 +37,11 @@ T = TypeVar("T")
 _LISTED_3D = {".gltf", ".obj", ".stl"}
 """Load3D lists only what lies in the input folder's ``3d``."""
 
-_AT_ONCE = 8
+_AT_ONCE = 64
 """Files brought in at the same time, over all prompts."""
+
+_AT_ONCE_FOR_ONE = 8
+"""Files brought in at the same time for one prompt: slow servers of one caller do not hold up the others."""
 
 _CHECKS_AT_ONCE = 2
 """Pictures read through at the same time: each may take a few hundred megabytes."""
@@ -153,8 +156,9 @@ class InputFiles:
         groups = list(wanted.values())
         files = [IncomingFile(self._folder) for _ in groups]
         try:
+            own = asyncio.Semaphore(_AT_ONCE_FOR_ONE)
             brought = await _all(
-                self._bring(group[0], file) for group, file in zip(groups, files, strict=True)
+                self._bring(group[0], file, own) for group, file in zip(groups, files, strict=True)
             )
             names = await _all(self._place(entry) for entry in brought)
         finally:
@@ -164,13 +168,15 @@ class InputFiles:
             [(upload, name) for group, name in zip(groups, names, strict=True) for upload in group],
         )
 
-    async def _bring(self, upload: UploadInput, file: IncomingFile) -> _Brought:
+    async def _bring(
+        self, upload: UploadInput, file: IncomingFile, own: asyncio.Semaphore
+    ) -> _Brought:
         """Write one input's content to the agent's folder and check it."""
         kind = classify(upload.value)
         hint = ""
         with _naming(upload):
             try:
-                async with self._slots:
+                async with own, self._slots:
                     if kind == "url":
                         hint = (await self._fetcher.fetch(upload.value, file.write)).name
                     content = await asyncio.get_running_loop().run_in_executor(

@@ -75,7 +75,9 @@ _WANTED: dict[InputKind, tuple[set[Family], str]] = {
     "video": ({"video", "image"}, "video (MP4, WEBM, MKV, MOV, AVI, OGV) or an animated picture"),
 }
 
+_ANIMATED = {"GIF", "WEBP", "AVIF"}
 _MOST_FRAME_READS = 100
+"""Frames of an animation read through; more only cost time."""
 
 
 def sniff(head: bytes) -> Content | None:
@@ -182,11 +184,10 @@ def _read_through(picture: Image.Image, name: str, max_pixels: int) -> None:
     if name == "JPEG":
         picture.draft("RGB", (max(1, picture.width // 8), max(1, picture.height // 8)))
     picture.load()
-    budget = max_pixels - picture.width * picture.height
-    for frame in range(1, min(getattr(picture, "n_frames", 1), _MOST_FRAME_READS)):
-        budget -= picture.width * picture.height
-        if budget < 0 or name in {"JPEG", "TIFF"}:
-            break
+    if name not in _ANIMATED:
+        return
+    affordable = max_pixels // (picture.width * picture.height)
+    for frame in range(1, min(getattr(picture, "n_frames", 1), _MOST_FRAME_READS, affordable)):
         picture.seek(frame)
         picture.load()
 

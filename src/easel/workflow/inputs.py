@@ -125,13 +125,13 @@ def classify(value: str) -> ValueKind:
         return "url"
     if head[:5].lower() == "data:":
         return "data_uri"
-    if (
-        len(value.strip()) >= _SHORTEST_BASE64
-        and _BASE64.fullmatch(head)
-        and not _DIGEST.fullmatch(value.strip())
-    ):
-        return "base64"
-    return "name"
+    text = head.rstrip()
+    long_enough = len(text) >= _SHORTEST_BASE64
+    return (
+        "base64"
+        if long_enough and _BASE64.fullmatch(text) and not _DIGEST.fullmatch(text)
+        else "name"
+    )
 
 
 def _declared_kind(declaration: Any) -> InputKind | None:

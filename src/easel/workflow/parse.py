@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import msgspec
@@ -17,6 +18,9 @@ from easel.workflow.types import Node, NodeId, Prompt, is_link
 
 MAX_ID_LENGTH = 256
 """Longest node id, class name or input name, in characters."""
+
+MAX_DEPTH = 128
+"""Most levels of nesting: whatever is accepted here can be written again by any encoder at any depth of the stack."""
 
 _EXPORT_HINT = (
     'open the workflow in ComfyUI and choose "Workflow > Export (API)" (older versions: enable dev mode, '
@@ -290,16 +294,22 @@ def _encode(value: object) -> bytes:
 
 
 def _count_keys(value: Any) -> int:
+    """Count the keys of every object inside, level by level. Raises `NotJson` when there are too many levels."""
     count = 0
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, dict):
-            count += len(item)
-            stack.extend(child for child in item.values() if isinstance(child, dict | list))
-        elif isinstance(item, list):
-            stack.extend(child for child in item if isinstance(child, dict | list))
-    return count
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                count += len(item)
+                children: Iterable[Any] = item.values()
+            else:
+                children = item
+            deeper.extend(child for child in children if isinstance(child, dict | list))
+        if not deeper:
+            return count
+        level = deeper
+    raise NotJson("the body is nested too deeply", hint=f"at most {MAX_DEPTH} levels are accepted")
 
 
 def _name_duplicate(raw: bytes) -> str:
