@@ -185,3 +185,17 @@ def worth_repeating(error: sa.exc.DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     number = error.orig.args[0] if error.orig is not None and error.orig.args else None
     return state in _DEADLOCKS or number in _DEADLOCKS
+
+
+def probe(url: sa.URL) -> None:
+    """Connect once and hang up, without making anything. Raises ConfigurationError or StoreFailed."""
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return  # it is made when the store is opened
+    engine = connect(url, 1)
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1 FROM (SELECT 1) AS t")
+    except sa.exc.SQLAlchemyError as error:
+        raise failure(error, url) from error
+    finally:
+        engine.dispose()
