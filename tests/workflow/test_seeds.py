@@ -59,8 +59,8 @@ def test_everything_else_stays(value: Any) -> None:
     ],
 )
 def test_the_declared_maximum_bounds_it(options: Any, top: int) -> None:
-    class Highest(random.Random):
-        def randint(self, a: int, b: int) -> int:
+    class Highest:
+        def randint(self, a: int, b: int, /) -> int:
             return b
 
     _, seeds = randomise(prompt_with(-1), Highest(), info(options))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from typing import Any
+from typing import Any, Protocol
 
 from easel.workflow.types import Node, ObjectInfo, Prompt
 
@@ -16,15 +15,21 @@ EXACT_MAX = 2**53 - 1
 """Largest seed at all: JavaScript clients cannot write larger integers exactly."""
 
 
+class RandomNumbers(Protocol):
+    """Where seeds are drawn from: ``random.SystemRandom()``, or ``random.Random(7)`` in a test."""
+
+    def randint(self, a: int, b: int, /) -> int:
+        """Return a number between ``a`` and ``b``, both included."""
+
+
 def randomise(
-    prompt: Prompt, rng: random.Random | None = None, object_info: ObjectInfo | None = None
+    prompt: Prompt, rng: RandomNumbers, object_info: ObjectInfo | None = None
 ) -> tuple[Prompt, dict[str, int]]:
     """Replace every ``seed`` and ``noise_seed`` of -1 (also ``-1.0`` and ``"-1"``) by a random number.
 
     Returns the prompt (the same object when nothing changed; the argument is never changed) and ``"node.input"`` → the
     number drawn. The number lies in 0 … the maximum that ``object_info`` gives for the input; links stay.
     """
-    draw = rng or random.SystemRandom()
     drawn: dict[str, int] = {}
     result = prompt
     for node_id, node in prompt.items():
@@ -36,7 +41,7 @@ def randomise(
                 continue
             if result is prompt:
                 result = dict(prompt)
-            number = draw.randint(0, top)
+            number = rng.randint(0, top)
             drawn[f"{node_id}.{name}"] = number
             changed: Node = {
                 **result[node_id],
