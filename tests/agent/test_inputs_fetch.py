@@ -159,6 +159,13 @@ async def test_a_redirect_is_resolved_and_checked_anew() -> None:
     assert names.asked == ["rebind.test", "rebind.test"]
 
 
+async def test_names_go_through_the_systems_resolver() -> None:
+    async with serve(answer) as base:
+        url = f"http://localhost:{base.rpartition(':')[2]}/x"
+        assert await fetched(url) == b"content of /x"
+        assert "not a public address" in await rejected(url, allow_private=())
+
+
 async def test_unknown_host() -> None:
     with pytest.raises(InputRejected, match="not known"):
         await fetched("http://nowhere.test/", lookup=FakeNames())

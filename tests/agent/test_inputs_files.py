@@ -202,6 +202,16 @@ async def test_one_bad_file_keeps_the_others_out(tmp_path: Path) -> None:
         assert files_below(tmp_path) == []
 
 
+async def test_an_input_folder_that_leads_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "input" / "easel").symlink_to(tmp_path / "elsewhere")
+    async with place(tmp_path) as here:
+        with pytest.raises(EngineError, match="cannot be written"):
+            await here.run(uri(picture()))
+    assert files_below(tmp_path) == []
+
+
 async def test_an_engine_that_does_not_take_it(tmp_path: Path) -> None:
     async with place(tmp_path) as here:
         here.uploader.failing = EngineUnavailable("the engine is gone")

@@ -21,7 +21,7 @@ from easel.agent.inline_files import read_base64, read_data_uri
 from easel.agent.input_names import check_name
 from easel.errors import EngineError, InputRejected, StoreFailed
 from easel.settings import InputSettings
-from easel.storage.paths import inside
+from easel.storage.paths import PathEscape, inside
 from easel.workflow.inputs import (
     InputKind,
     UploadInput,
@@ -70,7 +70,7 @@ class FolderUploader:
         """Copy the file under a temporary name, then rename it."""
         try:
             await asyncio.to_thread(self._copy, path, name)
-        except OSError as error:
+        except (OSError, PathEscape) as error:
             raise EngineError(f"the engine's input folder cannot be written: {error}") from error
         return name
 
@@ -91,7 +91,7 @@ class FolderUploader:
     def _has(self, name: str, size: int) -> bool:
         try:
             return inside(self._folder, name).stat().st_size == size
-        except OSError:
+        except (OSError, PathEscape):
             return False
 
 
