@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easel.engine.serve import RunningEngine, running_engine
+from easel.engine.server.sockets import MAX_QUEUED_BYTES
 from easel.settings import EngineSettings
 
 PROBES = "tests.engine.replay.probes:registry"
@@ -15,10 +16,9 @@ PROBES = "tests.engine.replay.probes:registry"
 
 @contextlib.asynccontextmanager
 async def engine(
-    folder: Path, *packs: str, max_queued_bytes: int | None = None, **settings: Any
+    folder: Path, *packs: str, max_queued_bytes: int = MAX_QUEUED_BYTES, **settings: Any
 ) -> AsyncIterator[RunningEngine]:
     """Run an engine with its data in ``folder`` until the block ends."""
-    limits = {} if max_queued_bytes is None else {"max_queued_bytes": max_queued_bytes}
     options = EngineSettings(port=0, data_dir=folder, packs=packs, **settings)
-    async with running_engine(options, **limits) as running:
+    async with running_engine(options, max_queued_bytes=max_queued_bytes) as running:
         yield running

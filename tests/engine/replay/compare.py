@@ -18,11 +18,11 @@ LISTINGS = ("/userdata?", "/extensions", "/internal/files/")
 
 def answers(recording: Recording, setup: Setup, played: Played) -> list[str]:
     """Say which answers differ, and how."""
-    played_exchanges = [e for e in recording.exchanges if e.index not in setup.skip]
+    played_exchanges = [e for e in recording.exchanges if e.number not in setup.skip]
     numbers = Numbers()
     problems: list[str] = []
     for exchange, answer in zip(played_exchanges, played.answers, strict=True):
-        deviation = setup.deviations.get(exchange.index)
+        deviation = setup.deviations.get(exchange.number)
         if deviation is not None:
             problems += deviates(exchange, answer, deviation)
             continue

@@ -174,7 +174,7 @@ class Player:
     async def play(self) -> Played:
         """Play to the end: until every socket has received all that was recorded."""
         timeline: list[tuple[float, int, Any]] = [
-            (e.t, 1, e) for e in self.recording.exchanges if e.index not in self.skip
+            (e.t, 1, e) for e in self.recording.exchanges if e.number not in self.skip
         ]
         timeline += [(c.opened, 0, c) for c in self.recording.clients]
         timeline += [
@@ -188,7 +188,7 @@ class Player:
                 if what == 0:
                     await self.open(item)
                 elif what == 1:
-                    answers[item.index] = await self.ask(item)
+                    answers[item.number] = await self.ask(item)
                 else:
                     await self.listeners[item.name].socket.close()
                     self.listeners.pop(item.name)
@@ -218,8 +218,8 @@ class Player:
 
     async def ask(self, exchange: Exchange) -> Answer:
         """Send a recorded request and learn the ids in its answer."""
-        if exchange.index in self.before_request:
-            await asyncio.to_thread(self.before_request[exchange.index])
+        if exchange.number in self.before_request:
+            await asyncio.to_thread(self.before_request[exchange.number])
         record = exchange.record
         headers = {
             name: content.replace("127.0.0.1:8188", self.url[7:]).replace(
@@ -230,8 +230,8 @@ class Player:
             ).items()
         }
         arguments: dict[str, Any] = {"headers": headers}
-        if exchange.index in self.bodies:
-            arguments |= self.bodies[exchange.index](headers)
+        if exchange.number in self.bodies:
+            arguments |= self.bodies[exchange.number](headers)
         elif "request_json" in record:
             arguments["json"] = normalise.renamed(record["request_json"], self.names)
         elif "request_body" in record:
@@ -250,7 +250,7 @@ class Player:
         """Note which of our ids stands for which recorded one."""
         if answer.status != 200 or exchange.status != 200:
             return
-        recorded = exchange.record.get("response_json")
+        recorded: Any = exchange.record.get("response_json")
         if is_prompt(exchange):
             if exchange.record["request_json"].get("prompt_id") is None:
                 self.names[recorded["prompt_id"]] = answer.json["prompt_id"]

@@ -33,7 +33,7 @@ class Exchange(NamedTuple):
     """One HTTP request and its answer, as recorded."""
 
     t: float
-    index: int
+    number: int
     method: str
     path: str
     record: dict[str, Any]
@@ -44,7 +44,7 @@ class Exchange(NamedTuple):
         return int(self.record["status"])
 
     def __str__(self) -> str:
-        return f"{self.method} {self.path} (request {self.index})"
+        return f"{self.method} {self.path} (request {self.number})"
 
 
 @dataclass(frozen=True)

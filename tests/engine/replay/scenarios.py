@@ -212,32 +212,33 @@ def users_workflow(headers: dict[str, str]) -> dict[str, Any]:
     return {"data": json.dumps({"of": headers["comfy-user"]}).encode()}
 
 
-SD = {"prepare": checkpoints}
-
 SETUPS: dict[str, Setup] = {
-    "b_sd_txt2img": Setup(**SD),
-    "c_cached": Setup(**SD),
-    "c2_cached_other_client": Setup(**SD),
-    "c3_partly_cached": Setup(**SD),
+    "b_sd_txt2img": Setup(prepare=checkpoints),
+    "c_cached": Setup(prepare=checkpoints),
+    "c2_cached_other_client": Setup(prepare=checkpoints),
+    "c3_partly_cached": Setup(prepare=checkpoints),
     "d_validation": Setup(
-        **SD,
+        prepare=checkpoints,
         deviations={11: Deviation(400, "not_json"), 13: Deviation(400)},
     ),
     "e_execution_error": Setup(bodies={0: upload(b"this is not a picture at all", "broken.png")}),
-    "f_interrupt": Setup(**SD, steps_vary=True),
-    "f2_interrupt_targeted": Setup(**SD, steps_vary=True, status_apart=True),
-    "g_two_clients": Setup(**SD, steps_vary=True, status_apart=True),
-    "g2_no_client_id": Setup(**SD, steps_vary=True),
-    "g3_unknown_client_id": Setup(**SD),
+    "f_interrupt": Setup(prepare=checkpoints, steps_vary=True),
+    "f2_interrupt_targeted": Setup(prepare=checkpoints, steps_vary=True, status_apart=True),
+    "g_two_clients": Setup(prepare=checkpoints, steps_vary=True, status_apart=True),
+    "g2_no_client_id": Setup(prepare=checkpoints, steps_vary=True),
+    "g3_unknown_client_id": Setup(prepare=checkpoints),
     "g5_cross_client_control": Setup(
-        **SD, steps_vary=True, status_apart=True, deviations={19: Deviation(400, "bad_request")}
+        prepare=checkpoints,
+        steps_vary=True,
+        status_apart=True,
+        deviations={19: Deviation(400, "bad_request")},
     ),
     "g7_interrupt_without_client_id": Setup(steps_vary=True),
     "i_upload_load_image": Setup(prepare=inputs, bodies=UPLOADS),
-    "l_free": Setup(**SD),
-    "m_preview_latent2rgb": Setup(**SD, settings={"previews": True}),
-    "m2_preview_with_metadata": Setup(**SD, settings={"previews": True}),
-    "m3_preview_without_client_id": Setup(**SD, settings={"previews": True}),
+    "l_free": Setup(prepare=checkpoints),
+    "m_preview_latent2rgb": Setup(prepare=checkpoints, settings={"previews": True}),
+    "m2_preview_with_metadata": Setup(prepare=checkpoints, settings={"previews": True}),
+    "m3_preview_without_client_id": Setup(prepare=checkpoints, settings={"previews": True}),
     "n_base_directory_models_refresh": Setup(prepare=n_start, before_request=model_changes),
     "o2_async_nodes_and_list_order": Setup(relabel=True),
     "q_multi_user": Setup(

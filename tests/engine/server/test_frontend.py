@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 from easel.engine.serve import RunningEngine
+from easel.engine.server.files import write_atomically
 from easel.engine.server.frontend import installed
 from tests.engine.engines import PROBES, engine
 
@@ -36,7 +38,7 @@ WORKFLOW: dict[str, Any] = {
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[RunningEngine]:
-    async with engine(tmp_path / "base", PROBES) as running:
+    async with engine(tmp_path / "base", PROBES, "pretend") as running:
         yield running
 
 
@@ -44,6 +46,9 @@ async def running(tmp_path: Path) -> AsyncIterator[RunningEngine]:
 async def page(running: RunningEngine) -> AsyncIterator[Page]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        # a visitor who has been here before: the first one is shown a tutorial over everything
+        settings = running.state.folders.user / "default" / "comfy.settings.json"
+        await asyncio.to_thread(write_atomically, settings, b'{"Comfy.TutorialCompleted": true}')
         page = await browser.new_page(viewport={"width": 1400, "height": 900})
         await page.goto(running.url)
         await page.wait_for_function("window.app?.graph != null", timeout=60_000)

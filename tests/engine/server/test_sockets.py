@@ -154,9 +154,12 @@ async def test_a_reader_that_is_only_slow_gets_everything(tmp_path: Path) -> Non
         with contextlib.closing(raw):
             hub = running.state.sockets
             await until(lambda: len(hub) == 1)
-            await asyncio.to_thread(
-                lambda: [hub.send("big", {"filler": "x" * BIG}, "slow") for _ in range(100)]
-            )
+
+            def work() -> None:
+                for _ in range(100):
+                    hub.send("big", {"filler": "x" * BIG}, "slow")
+
+            await asyncio.to_thread(work)
             total = 0
             loop = asyncio.get_running_loop()
             async with asyncio.timeout(10):
@@ -187,7 +190,8 @@ async def test_two_hundred_idle_sockets(
     hub = running.state.sockets
     async with contextlib.AsyncExitStack() as stack:
         sockets = [await stack.enter_async_context(connected(session, f"c{n}")) for n in range(200)]
-        await asyncio.to_thread(lambda: [hub.queue_changed(n) for n in range(5)])
+        for number in range(5):
+            hub.queue_changed(number)
         for ws in sockets:
             seen = [await receive(ws) for _ in range(5)]
             counts = [m["data"]["status"]["exec_info"]["queue_remaining"] for m in seen]

@@ -71,14 +71,15 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
             raise
         if error.errno in NAME_ERRORS:
             return refusal(BadRequest(f"no file name: {error.strerror}"))
-        return failure(request)
+        log.exception("%s %s failed", request.method, request.path)
+        return failure()
     except (web.HTTPException, asyncio.CancelledError):
         raise
-    except Exception:  # noqa: BLE001 - logged; one request never ends the server
-        return failure(request)
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return failure()
 
 
-def failure(request: web.Request) -> web.Response:
-    """Log the exception being handled and return the answer for it."""
-    log.error("%s %s failed", request.method, request.path, exc_info=True)
+def failure() -> web.Response:
+    """Return the answer for a fault of the engine's own."""
     return json_response(error_body("internal_error", "The engine failed to answer"), 500)
