@@ -172,7 +172,7 @@ async def _submit(
         if update.type == "error":
             outcome.state = update.state or "failed"
             raise update.error()
-        if update.type == "progress":
+        if update.type in ("progress", "result"):
             display.update(update)
         if update.type == "result":
             await _finish(client, options, update, outcome)

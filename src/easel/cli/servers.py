@@ -19,9 +19,9 @@ def given(**flags: Any) -> dict[str, Any]:
 
 def engine(*, with_parent: bool, **flags: Any) -> int:
     """Serve the built-in engine. Raises ConfigurationError."""
+    settings = load(engine=given(**flags)).engine
     from easel.engine.serve import serve
 
-    settings = load(engine=given(**flags)).engine
     _run(serve(settings, with_parent=with_parent))
     return 0
 

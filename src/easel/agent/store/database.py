@@ -173,7 +173,9 @@ def _scrubbed(error: object, url: sa.URL) -> str:
 def failure(error: sa.exc.SQLAlchemyError, url: sa.URL) -> StoreFailed:
     """Return what the caller of the store meets when the database fails."""
     original = getattr(error, "orig", None) or error
-    text = _scrubbed(original, url)
+    # PyMySQL's errors are pairs of number and text.
+    said = original.args[1] if len(original.args) == 2 else original
+    text = _scrubbed(said, url)
     hint = next((hint for words, hint in _MEANINGS if re.search(words, text.lower())), None)
     return StoreFailed(f"the progress store {described(url)} failed: {text}", hint=hint)
 
