@@ -163,11 +163,12 @@ def image_quantize(_context: NodeContext, image: Pixels, colors: int, dither: st
 
 
 def _dilate(image: Pixels, size: int) -> Pixels:
-    return box_max(image, size)
+    # An even square has no middle: it leans to one side here and, mirrored, to the other when eroding.
+    return box_max(image, size, (size - 1) // 2)
 
 
 def _erode(image: Pixels, size: int) -> Pixels:
-    return -box_max(-image, size)
+    return -box_max(-image, size, size // 2)
 
 
 _OPERATIONS: Mapping[str, Callable[[Pixels, int], Pixels]] = {

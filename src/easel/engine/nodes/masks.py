@@ -194,7 +194,11 @@ def grow_mask(
     radius = min(abs(expand), sum(batch.shape[1:]))
     sign = np.float32(-1 if expand < 0 else 1)
     flipped = batch * sign
-    grown = diamond_max(flipped, radius) if tapered_corners else box_max(flipped, 2 * radius + 1)
+    grown = (
+        diamond_max(flipped, radius)
+        if tapered_corners
+        else box_max(flipped, 2 * radius + 1, radius)
+    )
     return (grown * sign,)
 
 

@@ -71,12 +71,11 @@ def running_max(values: Pixels, window: int, axis: int) -> Pixels:
     return np.moveaxis(moved, 0, axis)
 
 
-def box_max(values: Pixels, size: int) -> Pixels:
+def box_max(values: Pixels, size: int, before: int) -> Pixels:
     """Return the maximum over squares in the axes 1 and 2 of ``[batch, height, width, …]``; outside counts for nothing.
 
-    A square reaches ``size // 2`` up and left, and the rest down and right.
+    A square reaches ``before`` pixels up and left, and the rest down and right.
     """
-    before = size // 2
     for axis in (1, 2):
         widths = [(0, 0)] * values.ndim
         widths[axis] = (before, size - 1 - before)

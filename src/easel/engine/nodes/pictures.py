@@ -79,7 +79,12 @@ def _opened(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         # Between Pillow's warning and its limit (89 and 179 megapixels) a picture is merely large.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        try:
+            return Image.open(path)
+        except (UnidentifiedImageError, FileNotFoundError, PermissionError):
+            raise
+        except _BROKEN as error:
+            raise BrokenPicture(f"{path.name!r} is damaged or truncated: {error}") from error
 
 
 def _eight_bits(frame: Image.Image) -> Image.Image:

@@ -20,17 +20,17 @@ def scale(image: Pixels, width: int, height: int, method: str, crop: str = "disa
     """Scale ``[batch, height, width, channels]`` to a size in pixels.
 
     ``crop="center"`` first cuts the middle out in the target's aspect ratio. Bicubic may leave 0..1, as it does in ComfyUI.
-    Raises ValueError for a size below one pixel and for an unknown method.
+    Raises ValueError for a size below one pixel, given or left by cropping, and for an unknown method.
     """
-    if width < 1 or height < 1:
+    if method not in METHODS:
+        raise ValueError(f"unknown scaling method {method!r}")
+    if crop == "center" and height > 0:
+        image = _crop_center(image, width, height)
+    if min(width, height, *image.shape[1:3]) < 1:
         raise ValueError(
             f"Input and output sizes should be greater than 0, but got input (H: {image.shape[1]}, "
             f"W: {image.shape[2]}) output (H: {height}, W: {width})"
         )
-    if method not in METHODS:
-        raise ValueError(f"unknown scaling method {method!r}")
-    if crop == "center":
-        image = _crop_center(image, width, height)
     if method == "lanczos":
         return _lanczos(image, width, height)
     out = image
