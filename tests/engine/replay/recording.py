@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -80,6 +80,14 @@ class Recording:
         return [
             e.record["request_json"] for e in self.exchanges if is_prompt(e) and e.status == 200
         ]
+
+    def cut(self, number: int | None) -> Recording:
+        """Return the recording without the events from a request on."""
+        if number is None:
+            return self
+        end = self.exchanges[number].t
+        clients = [replace(c, messages=[m for m in c.messages if m.t < end]) for c in self.clients]
+        return replace(self, clients=clients)
 
 
 def is_prompt(exchange: Exchange) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from tests.engine.engines import PROBES, engine
 from tests.engine.replay import compare
 from tests.engine.replay.player import TIMEOUT, Played, Player
-from tests.engine.replay.recording import before, load, names
+from tests.engine.replay.recording import Recording, before, load, names
 from tests.engine.replay.scenarios import SETUPS, Setup
 
 ELSEWHERE = {
@@ -45,6 +45,11 @@ async def run_first(url: str, session: aiohttp.ClientSession, body: dict[str, An
                         return
 
 
+def recording_of(name: str) -> Recording:
+    """The scenario as far as it is compared."""
+    return load(name).cut(SETUPS.get(name, Setup()).events_end_at)
+
+
 async def play(name: str, folder: Path, session: aiohttp.ClientSession) -> tuple[Setup, Played]:
     """Prepare and play a scenario."""
     setup = SETUPS.get(name, Setup())
@@ -56,7 +61,7 @@ async def play(name: str, folder: Path, session: aiohttp.ClientSession) -> tuple
         if previous is not None and load(name).prompts():
             await run_first(running.url, session, previous)
         player = Player(
-            load(name),
+            recording_of(name),
             running.url,
             session,
             bodies=setup.bodies,
@@ -69,7 +74,7 @@ async def play(name: str, folder: Path, session: aiohttp.ClientSession) -> tuple
 @pytest.mark.parametrize("name", [name for name in names() if name not in ELSEWHERE])
 async def test_scenario(name: str, tmp_path: Path, session: aiohttp.ClientSession) -> None:
     setup, played = await play(name, tmp_path, session)
-    recording = load(name)
+    recording = recording_of(name)
     problems = compare.answers(recording, setup, played) + compare.events(recording, setup, played)
     assert not problems, "\n".join([name, *problems])
 
