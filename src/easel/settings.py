@@ -70,6 +70,8 @@ class SupervisionSettings(Section):
     """Pause before the second restart in a row; doubled each time."""
     restart_backoff_max: Seconds = 60
     """Longest pause between two restarts."""
+    start_attempts: int = Field(5, ge=1)
+    """Starts in a row that end before the engine answered, after which it is given up."""
     log_lines: int = Field(200, ge=1)
     """Engine log lines kept; the last ones go into errors."""
 
