@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from easel.engine.nodes import registry
-from easel.engine.nodes.saving import SavingOutside
 from tests.engine.nodes.local import Context, call, context
 
 PROMPT = {"1": {"class_type": "SaveImage", "inputs": {"text": "é"}}}
@@ -55,8 +54,15 @@ def test_save_image(tmp_path: Path) -> None:
 
 def test_save_image_outside_is_refused(tmp_path: Path) -> None:
     ctx = written(tmp_path / "data")
-    with pytest.raises(SavingOutside, match="Saving image outside the output folder"):
+    with pytest.raises(Exception, match="Saving image outside the output folder") as raised:
         call(registry, "SaveImage", ctx, images=batch(), filename_prefix="../escape")
+    # As recorded (d_validation); clients see the type and the words.
+    assert raised.type is Exception
+    assert str(raised.value) == (
+        "**** ERROR: Saving image outside the output folder is not allowed."
+        f"\n full_output_folder: {tmp_path}/data\n         output_dir: {tmp_path}/data/output"
+        f"\n         commonpath: {tmp_path}/data"
+    )
     assert not list((tmp_path).rglob("escape*"))
 
 

@@ -20,10 +20,6 @@ _REMEMBERED = 1024
 _STEPS = 16
 
 
-class SavingOutside(Exception):
-    """A file name prefix that would leave the output folder."""
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """A prefix, resolved: the folder to write into and the name before the counter."""
@@ -40,7 +36,7 @@ def resolve(prefix: str, root: Path, width: int = 0, height: int = 0) -> Target:
 
     Placeholders are ``%width%``, ``%height%`` and the local time's ``%year%``, ``%month%``, ``%day%``, ``%hour%``,
     ``%minute%`` and ``%second%``.
-    Raises `SavingOutside`, with ComfyUI's words, for a prefix that leaves ``root``, also through a symbolic link.
+    Raises Exception, ComfyUI's own type and words, for a prefix that leaves ``root``, also through a symbolic link.
     """
     if "%" in prefix:
         now = time.localtime()
@@ -69,7 +65,7 @@ def resolve(prefix: str, root: Path, width: int = 0, height: int = 0) -> Target:
     return Target(folder, subfolder, name)
 
 
-def _outside(folder: Path, root: Path) -> SavingOutside:
+def _outside(folder: Path, root: Path) -> Exception:
     message = (
         "**** ERROR: Saving image outside the output folder is not allowed."
         f"\n full_output_folder: {folder}"
@@ -77,7 +73,7 @@ def _outside(folder: Path, root: Path) -> SavingOutside:
         f"\n         commonpath: {os.path.commonpath((root, folder))}"
     )
     logger.error(message)
-    return SavingOutside(message)
+    return Exception(message)
 
 
 class Counters:
