@@ -4,7 +4,7 @@
 
     tasks/
       records/3f/portrait_7-3f09….json     one record; the folder is the digest's first two digits
-      unfinished/<owner>/portrait_7-3f09…  an empty file for each unfinished task of an owner
+      unfinished/<owner>/portrait_7-3f09…  a marker for each unfinished task of an owner; its content is nothing
       new/                                 files being written
 
 - **Atomic**: a file is written under ``new/`` and then moved into place; readers see the old record or the new one.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import re
@@ -95,6 +96,8 @@ class FileStore:
         self._unfinished = root / "unfinished"
         self._new = root / "new"
         self._lanes = Lanes(4)
+        self._process = uuid.uuid4().hex
+        self._numbers = itertools.count()
         self._marked: set[tuple[str, str]] = set()
         """Owner and stem of the unfinished tasks whose marker this process has written."""
 
@@ -153,17 +156,17 @@ class FileStore:
 
     def _create(self, entry: _Entry) -> TaskRecord | None:
         path = self._path(entry.stem)
-        if not entry.finished:
-            self._mark(entry.stem, entry.owner)
         new = self._write(entry.data, entry.accepted)
         try:
+            if not entry.finished:
+                self._mark(entry, new)
             while not _place_if_free(new, path):
                 holder = _read(path, entry.task_id)
                 if holder is None:
                     _make_way(path, entry.task_id)
                     continue
                 if holder.owner != entry.owner or holder.state in FINISHED:
-                    self._unmark(entry.stem, entry.owner)
+                    self._unmark(entry)
                 return holder
         finally:
             new.unlink(missing_ok=True)
@@ -173,11 +176,11 @@ class FileStore:
 
     def _save(self, entry: _Entry) -> None:
         path = self._path(entry.stem)
-        if not entry.finished and (entry.owner, entry.stem) not in self._marked:
-            self._mark(entry.stem, entry.owner)
         durable = entry.finished and entry.accepted
         new = self._write(entry.data, durable)
         try:
+            if not entry.finished and (entry.owner, entry.stem) not in self._marked:
+                self._mark(entry, new)
             try:
                 new.replace(path)
             except FileNotFoundError:
@@ -189,10 +192,10 @@ class FileStore:
         if durable:
             _sync_folder(path.parent)
         if entry.finished:
-            self._unmark(entry.stem, entry.owner)
+            self._unmark(entry)
 
     def _write(self, data: bytes, durable: bool) -> Path:
-        path = self._new / uuid.uuid4().hex
+        path = self._new / f"{self._process}-{next(self._numbers)}"
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as file:
@@ -205,18 +208,23 @@ class FileStore:
             raise
         return path
 
-    def _mark(self, stem: str, owner: str) -> None:
-        marker = self._unfinished / file_stem(owner) / stem
+    def _mark(self, entry: _Entry, new: Path) -> None:
+        """Make the owner's marker. Its content does not matter: a link costs a tenth of what a file costs."""
+        marker = self._unfinished / file_stem(entry.owner) / entry.stem
+        marker.parent.mkdir(mode=0o700, exist_ok=True)
         try:
+            os.link(new, marker)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
             os.close(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o600))
-        except FileNotFoundError:
-            marker.parent.mkdir(mode=0o700, exist_ok=True)
-            os.close(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o600))
-        self._marked.add((owner, stem))
+        self._marked.add((entry.owner, entry.stem))
 
-    def _unmark(self, stem: str, owner: str) -> None:
-        self._marked.discard((owner, stem))
-        (self._unfinished / file_stem(owner) / stem).unlink(missing_ok=True)
+    def _unmark(self, entry: _Entry) -> None:
+        self._marked.discard((entry.owner, entry.stem))
+        (self._unfinished / file_stem(entry.owner) / entry.stem).unlink(missing_ok=True)
 
     def _list(self, owner: str) -> list[TaskRecord]:
         found: list[TaskRecord] = []
@@ -268,7 +276,9 @@ def _place_if_free(new: Path, path: Path) -> bool:
         return _place_if_free(new, path)
     except FileExistsError:
         # NFS may repeat a request whose answer got lost: then the name that exists is ours.
-        return new.stat().st_nlink == 2
+        with contextlib.suppress(FileNotFoundError):
+            return new.samefile(path)
+        return False
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
