@@ -1,0 +1,266 @@
+"""The built-in engine without its HTTP side: validates, queues and runs prompts on one worker thread."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from easel.engine.context import Execution
+from easel.engine.events import EventSink
+from easel.engine.executor import Executor
+from easel.engine.folders import Folders
+from easel.engine.history import History
+from easel.engine.node import NodeClass, Registry
+from easel.engine.object_info import class_info
+from easel.engine.queue import Item, PromptQueue
+from easel.workflow.types import NodeId
+from easel.workflow.validate import Custom, validate_prompt
+
+log = logging.getLogger(__name__)
+
+_SECRET = ("auth_token_comfy_org", "api_key_comfy_org")
+"""Keys of ``extra_data`` that are never shown again."""
+
+
+class PromptRefused(Exception):
+    """A prompt that cannot be queued: the body of a 400 in ComfyUI's shape."""
+
+    def __init__(self, error: dict[str, Any], node_errors: dict[NodeId, Any]) -> None:
+        super().__init__(error.get("message", ""))
+        self.error = error
+        self.node_errors = node_errors
+
+
+class Engine:
+    """ComfyUI's execution semantics over a registry of nodes. Every method is thread-safe and returns at once."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        folders: Folders,
+        sink: EventSink,
+        *,
+        previews: bool = False,
+        history_limit: int = 10_000,
+    ) -> None:
+        self._registry = registry
+        self._folders = folders
+        self._sink = sink
+        self._previews = previews
+        self._queue = PromptQueue(sink.queue_changed)
+        self._history = History(history_limit)
+        self._lock = threading.Lock()
+        self._counter = 0
+        self._execution: Execution | None = None
+        self._free = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the worker thread."""
+        self._thread = threading.Thread(target=self._work, name="easel-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 5) -> None:
+        """Interrupt what runs, and wait up to `timeout` seconds for the worker thread to end."""
+        self._queue.close()
+        self.interrupt()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def submit(self, body: object) -> dict[str, Any]:
+        """Validate and queue the parsed body of ``POST /prompt``.
+
+        Returns ``{"prompt_id", "number", "node_errors"}``. Raises `PromptRefused`; the queue is then as before.
+        """
+        if not isinstance(body, dict) or "prompt" not in body:
+            raise _refusal("no_prompt", "No prompt provided", "No prompt provided")
+        prompt_id = _prompt_id(body)
+        extra_data = _extra_data(body)
+        targets = body.get("partial_execution_targets")
+        if targets is not None and not (
+            isinstance(targets, list) and all(isinstance(t, str) for t in targets)
+        ):
+            raise _refusal(
+                "invalid_request", "partial_execution_targets must be a list of node ids", ""
+            )
+        prompt = body["prompt"]
+        verdict = validate_prompt(
+            prompt, self.object_info(_names(prompt)), targets=targets, check=self._check
+        )
+        if verdict.error is not None:
+            raise PromptRefused(verdict.error, verdict.node_errors)
+        client_id = extra_data.get("client_id")
+        with self._lock:
+            number = _number(body, self._counter)
+            self._counter += 1
+        item = Item(number, prompt_id, prompt, extra_data, verdict.outputs, client_id)
+        if not self._queue.put(item):
+            raise _refusal("duplicate_prompt_id", "A prompt with this id waits or runs", prompt_id)
+        return {"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors}
+
+    def object_info(self, name: str | set[str] | None = None) -> dict[str, Any]:
+        """Return ``/object_info``: of one class, of some, or of all. Unknown names are left out."""
+        wanted: list[NodeClass]
+        if name is None:
+            wanted = list(self._registry)
+        else:
+            names = {name} if isinstance(name, str) else name
+            wanted = [c for c in map(self._registry.get, sorted(names)) if c is not None]
+        return {c.name: class_info(c, self._folders) for c in wanted}
+
+    def queue(self) -> dict[str, Any]:
+        """Return ``/queue``'s answer."""
+        return self._queue.listed()
+
+    @property
+    def remaining(self) -> int:
+        """Prompts that wait or run."""
+        return self._queue.remaining
+
+    def clear_pending(self) -> None:
+        """Remove every waiting prompt."""
+        self._queue.remove(None)
+
+    def delete_pending(self, prompt_ids: list[str]) -> None:
+        """Remove waiting prompts."""
+        self._queue.remove(set(prompt_ids))
+
+    def history(
+        self, prompt_id: str | None = None, *, max_items: int | None = None, offset: int = -1
+    ) -> dict[str, Any]:
+        """Return ``/history``'s answer."""
+        if prompt_id is not None:
+            return self._history.get(prompt_id)
+        return self._history.listed(max_items, offset)
+
+    def clear_history(self) -> None:
+        """Forget every ended prompt."""
+        self._history.remove(None)
+
+    def delete_history(self, prompt_ids: list[str]) -> None:
+        """Forget ended prompts."""
+        self._history.remove(prompt_ids)
+
+    def interrupt(self, prompt_id: str | None = None) -> None:
+        """Interrupt what runs; with an id only that prompt, if it runs."""
+        execution = self._execution
+        if execution is not None and prompt_id in (None, execution.item.prompt_id):
+            execution.interrupted.set()
+
+    def free(self, *, unload_models: bool, free_memory: bool) -> None:
+        """Empty the cache before the next prompt, or at once when idle (there are no models to unload)."""
+        if free_memory or unload_models:
+            self._free = True
+            self._queue.wake()
+
+    def running_node(self, client_id: str) -> NodeId | None:
+        """Return the node that runs now for this client."""
+        execution = self._execution
+        if execution is None or execution.item.client_id != client_id:
+            return None
+        return execution.current
+
+    def _check(self, node_id: NodeId, name: str, constants: Mapping[str, Any]) -> Custom | None:
+        """Call a class's own validation with the inputs it names."""
+        node_class = self._registry.get(name)
+        if node_class is None or node_class.validate is None:
+            return None
+        code = node_class.validate.__code__
+        names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        given = {n: constants[n] for n in names if n in constants}
+        verdict = node_class.validate(self._folders, **given)
+        if verdict is True:
+            return Custom(names)
+        reason = verdict if isinstance(verdict, str) else "refused"
+        return Custom(names, dict.fromkeys(given, reason))
+
+    def _work(self) -> None:
+        """The worker thread: one prompt after the other, whatever happens."""
+        executor = Executor(self._registry)
+        try:
+            while True:
+                item = self._queue.take(lambda: self._free)
+                if self._free:
+                    self._free = False
+                    executor.forget()
+                if item is not None:
+                    self._run(executor, item)
+                elif self._queue.closed:
+                    return
+        finally:
+            executor.close()
+
+    def _run(self, executor: Executor, item: Item) -> None:
+        execution = Execution(item, self._sink, self._folders, previews=self._previews)
+        self._execution = execution
+        try:
+            ended = executor.run(execution)
+            self._history.add(_shown(item), ended)
+        except Exception:
+            log.exception("prompt %s could not be run", item.prompt_id)
+        finally:
+            self._execution = None
+            self._queue.done()
+            if item.client_id is not None:
+                data = {"node": None, "prompt_id": item.prompt_id}
+                self._sink.send("executing", data, item.client_id)
+
+
+def _refusal(kind: str, message: str, details: str) -> PromptRefused:
+    error = {"type": kind, "message": message, "details": details, "extra_info": {}}
+    return PromptRefused(error, {})
+
+
+def _names(prompt: object) -> set[str]:
+    """Class names in a prompt, whatever it is."""
+    if not isinstance(prompt, dict):
+        return set()
+    found = (node.get("class_type") for node in prompt.values() if isinstance(node, dict))
+    return {name for name in found if isinstance(name, str)}
+
+
+def _prompt_id(body: Mapping[str, Any]) -> str:
+    prompt_id = body.get("prompt_id")
+    if prompt_id is None:
+        return str(uuid.uuid4())
+    if isinstance(prompt_id, str | int | float | bool):
+        return str(prompt_id)
+    raise _refusal("invalid_request", "prompt_id must be a string", "")
+
+
+def _extra_data(body: Mapping[str, Any]) -> dict[str, Any]:
+    extra_data = body.get("extra_data", {})
+    if not isinstance(extra_data, dict):
+        raise _refusal("invalid_request", "extra_data must be an object", "")
+    client_id = body.get("client_id", extra_data.get("client_id"))
+    if client_id is None:
+        return {k: v for k, v in extra_data.items() if k != "client_id"}
+    if not isinstance(client_id, str):
+        raise _refusal("invalid_request", "client_id must be a string", "")
+    return {**extra_data, "client_id": client_id}
+
+
+def _number(body: Mapping[str, Any], counter: int) -> float:
+    """The place in the line: given, or a counter; ``front`` puts it before all counted ones."""
+    number = body.get("number")
+    if number is None:
+        return -counter if body.get("front") else counter
+    try:
+        given = float(number)
+    except (TypeError, ValueError, OverflowError):
+        given = math.nan
+    if not math.isfinite(given):
+        raise _refusal("invalid_request", "number must be a finite number", "")
+    return given
+
+
+def _shown(item: Item) -> Item:
+    """The item as history shows it: without secrets."""
+    if not any(key in item.extra_data for key in _SECRET):
+        return item
+    extra_data = {k: v for k, v in item.extra_data.items() if k not in _SECRET}
+    return Item(item.number, item.prompt_id, item.prompt, extra_data, item.outputs, item.client_id)
