@@ -54,7 +54,7 @@ def test_every_class_with_pixels_or_text_is_compared() -> None:
     # What they do is not in the pixels: tests of their own.
     elsewhere = {
         "PreviewImage", "MaskPreview", "SaveImageWebsocket", "SaveAnimatedWEBP", "SaveAnimatedPNG", "LoadImageOutput",
-        "RebatchImages",
+        "RebatchImages", "LoadAudio", "EmptyAudio", "SaveAudio", "PreviewAudio",
     }  # fmt: skip
     assert {node_class.name for node_class in registry} - elsewhere == used
 

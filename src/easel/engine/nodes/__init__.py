@@ -8,6 +8,7 @@ from __future__ import annotations
 from easel.engine.node import Registry
 from easel.engine.nodes import (
     animation,
+    audio,
     basics,
     compositing,
     filters,
@@ -31,6 +32,7 @@ for _part in (
     masks,
     compositing,
     animation,
+    audio,
     primitives,
     strings,
 ):
