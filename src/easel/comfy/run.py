@@ -18,6 +18,7 @@ from easel.comfy.events import (
     ExecutionSuccess,
     Preview,
     ProgressState,
+    Unknown,
 )
 from easel.comfy.outcome import Outcome
 from easel.workflow.types import NodeId
@@ -92,8 +93,9 @@ class Run:
 
     def heard(self, event: Event, now: float) -> None:
         """Take an event of this prompt from the socket."""
-        self.moved_at = now
-        self.started = True
+        if not isinstance(event, Unknown):  # a node pack's monitor chatters on while a prompt hangs
+            self.moved_at = now
+            self.started = True
         if isinstance(event, ProgressState):
             self._state = event
             return
