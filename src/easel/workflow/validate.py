@@ -277,16 +277,7 @@ class _Validator:
             return True
         source, slot = value
         if not isinstance(source, str) or source not in self._prompt:
-            problems.append(
-                _problem(
-                    "exception_during_validation",
-                    "Exception when validating node",
-                    repr(source),
-                    exception_type="KeyError",
-                    traceback=[],
-                    input_name=name,
-                )
-            )
+            problems.append(self._dangling(name, spec, value))
             return True
         types = self._info[self._prompt[source]["class_type"]].get("output", [])
         if isinstance(slot, bool) or not isinstance(slot, int) or not 0 <= slot < len(types):
@@ -308,6 +299,26 @@ class _Validator:
             )
             return True
         return self._valid.get(source, False)
+
+    def _dangling(self, name: str, spec: list[Any], value: list[Any]) -> Problem:
+        """A link to a node that does not exist. ComfyUI reports the KeyError it runs into, without the input."""
+        reason = f"input {name!r} links to node {value[0]!r}, which does not exist"
+        if not self._values:
+            return _problem(
+                "bad_linked_input",
+                "Link to a node that does not exist",
+                reason,
+                input_name=name,
+                input_config=spec,
+                received_value=value,
+            )
+        return _problem(
+            "exception_during_validation",
+            "Exception when validating node",
+            repr(value[0]),
+            exception_type="KeyError",
+            traceback=[f"  {reason}\n"],
+        )
 
 
 def _bad_link(name: str, spec: list[Any], value: list[Any]) -> Problem:
@@ -379,23 +390,24 @@ def _value(
     if skip:
         return
     if isinstance(value, int | float):
-        for bound, outside, word, kind_of in (
-            ("min", lambda a, b: a < b, "smaller than min", "value_smaller_than_min"),
-            ("max", lambda a, b: a > b, "bigger than max", "value_bigger_than_max"),
-        ):
-            limit = options.get(bound)
-            if isinstance(limit, int | float) and outside(value, limit):
-                problems.append(
-                    _problem(
-                        kind_of,
-                        f"Value {value} {word} of {limit}",
-                        name,
-                        input_name=name,
-                        input_config=spec,
-                        received_value=value,
-                    )
+        lowest, highest = options.get("min"), options.get("max")
+        limit: Any = None
+        if isinstance(lowest, int | float) and value < lowest:
+            kind_of, word, limit = "value_smaller_than_min", "smaller than min", lowest
+        elif isinstance(highest, int | float) and value > highest:
+            kind_of, word, limit = "value_bigger_than_max", "bigger than max", highest
+        if limit is not None:
+            problems.append(
+                _problem(
+                    kind_of,
+                    f"Value {value} {word} of {limit}",
+                    name,
+                    input_name=name,
+                    input_config=spec,
+                    received_value=value,
                 )
-                return
+            )
+            return
     choices = (
         kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
     )

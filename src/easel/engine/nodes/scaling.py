@@ -133,6 +133,8 @@ def resize_and_pad_image(
     new_width, new_height = int(width * by), int(height * by)
     fill = 0.0 if padding_color == "black" else 1.0
     out = np.full((batch, target_height, target_width, channels), fill, np.float32)
+    if not (new_width and new_height):  # a line in a very different shape: nothing of it is left
+        return (out,)
     top, left = (target_height - new_height) // 2, (target_width - new_width) // 2
     out[:, top : top + new_height, left : left + new_width] = scale(
         image, new_width, new_height, interpolation
