@@ -49,9 +49,10 @@ def recording(name: str) -> Recording:
         if message["type"] == "binary":
             messages.append((FIXTURES / "binary" / f"{name}-A-{frames:02}.bin").read_bytes())
             frames += 1
+        elif message["data"]["type"] in ("status", "feature_flags"):
+            continue
         elif message["data"]["data"].get("prompt_id", prompt_id) == prompt_id:
-            if message["data"]["type"] not in ("status", "feature_flags"):
-                messages.append(message["data"])
+            messages.append(message["data"])
     told = [
         e["response_json"][prompt_id]
         for e in scenario["http"]

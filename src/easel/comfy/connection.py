@@ -21,7 +21,7 @@ from easel.comfy import outcome as outcomes
 from easel.comfy.client import ComfyClient
 from easel.comfy.ending import find_outcome
 from easel.comfy.event_socket import EventSocket
-from easel.comfy.events import Event, Executing, Status
+from easel.comfy.events import Event, Executing, FeatureFlags, Status
 from easel.comfy.run import Run
 from easel.errors import EngineError, EngineUnavailable
 from easel.workflow.types import NodeId, Prompt
@@ -212,6 +212,8 @@ class Connection:
             self._mismatches = 0
             if self._on_status is not None:
                 self._on_status(event.queue_remaining)
+            return
+        if type(event) is FeatureFlags:
             return
         if event.prompt_id is not None:
             run = self._runs.get(event.prompt_id)
