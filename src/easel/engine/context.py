@@ -59,11 +59,22 @@ class Execution:
         self._state(node_id, maximum, maximum, "finished")
 
     def step(
-        self, node_id: NodeId, value: float, maximum: float, image: Image.Image | None
+        self,
+        node_id: NodeId,
+        value: float,
+        maximum: float,
+        image: Image.Image | None,
+        *,
+        whole: bool = False,
     ) -> None:
-        """A node reports a step. Without a client every socket hears of it, as from ComfyUI."""
+        """A node reports a step. Without a client every socket hears of it, as from ComfyUI.
+
+        A ``whole`` picture is a result: it goes out at full size as PNG, also where previews are switched off.
+        """
         self._state(node_id, value, maximum, "running")
-        if image is not None and self.previews:
+        if image is not None and whole:
+            self.picture(node_id, image, "PNG", None)
+        elif image is not None and self.previews:
             self.picture(node_id, image, "JPEG", PREVIEW_SIZE)
         prompt_id = self.item.prompt_id
         self.send(
@@ -159,9 +170,10 @@ class Context:
         """Send a progress text."""
         self._execution.text(self.node_id, text)
 
-    def send_image(self, image: Image.Image, image_format: Literal["PNG", "JPEG"] = "PNG") -> None:
-        """Send a full-size image."""
-        self._execution.picture(self.node_id, image, image_format, None)
+    def send_image(self, image: Image.Image, value: float, maximum: float) -> None:
+        """Report a step with a full-size image."""
+        self._execution.check()
+        self._execution.step(self.node_id, value, maximum, image, whole=True)
 
     def send_event(self, event: str, data: Mapping[str, Any], client_id: str | None = None) -> None:
         """Send a custom event."""
