@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -79,7 +80,6 @@ async def test_version() -> None:
         (["run", "x.json", "--timeout", "soon"], "Invalid value for '--timeout'"),
         (["run", "x.json", "--timeout", "-1"], "--timeout"),
         (["engine", "--port", "99999"], "engine.port"),
-        (["engine", "--pack", "nix"], "node pack 'nix' cannot be loaded"),
     ],
 )
 def test_a_wrong_call_gets_two_lines(
@@ -93,6 +93,12 @@ def test_a_wrong_call_gets_two_lines(
     assert says in first
     assert all(line.startswith("hint: ") for line in rest)
     assert "Traceback" not in err
+
+
+async def test_a_pack_that_cannot_be_loaded(tmp_path: Path) -> None:
+    result = await easel("engine", "--pack", "nix", "--port", "0", "--data-dir", str(tmp_path))
+    assert result.code == 2
+    assert result.err.startswith("error: node pack 'nix' cannot be loaded")
 
 
 def test_a_wrong_call_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
