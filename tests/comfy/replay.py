@@ -338,7 +338,7 @@ class Replay:
 
     async def object_info(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info.get("name")
-        info = {"Play": {"input": {}}}
+        info: dict[str, Any] = {"Play": {"input": {}}}
         return web.json_response(info if name in (None, "Play") else {})
 
     async def view(self, request: web.Request) -> web.StreamResponse:

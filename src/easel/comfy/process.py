@@ -17,7 +17,7 @@ from easel.comfy.answers import QueueSnapshot
 from easel.comfy.child import Child
 from easel.comfy.client import ComfyClient
 from easel.comfy.ended import ended_error
-from easel.comfy.liveness import Backoff, Liveness
+from easel.comfy.liveness import FAILURES, Backoff, Liveness
 from easel.comfy.log_tail import LogTail
 from easel.errors import (
     ConfigurationError,
@@ -93,7 +93,9 @@ class EngineProcess:
             self._env["CUDA_VISIBLE_DEVICES"] = device
         self._cwd = cwd
         self._on_died = on_died
-        self._client = ComfyClient(url, timeout=QUESTION_TIMEOUT)
+        # Short enough that silence is certain when `silent_timeout` is over.
+        patience = min(QUESTION_TIMEOUT, self.settings.silent_timeout / FAILURES)
+        self._client = ComfyClient(url, timeout=patience)
         self._log = LogTail(self.settings.log_lines, on_log)
         self._state = EngineState.STOPPED
         self._changed = asyncio.Event()
