@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
@@ -59,40 +59,18 @@ class Execution:
         self._state(node_id, maximum, maximum, "finished")
 
     def step(
-        self,
-        node_id: NodeId,
-        value: float,
-        maximum: float,
-        image: Image.Image | None,
-        *,
-        whole: bool = False,
+        self, node_id: NodeId, value: float, maximum: float, preview: Preview | None = None
     ) -> None:
-        """A node reports a step. Without a client every socket hears of it, as from ComfyUI.
-
-        A ``whole`` picture is a result: it goes out at full size as PNG, also where previews are switched off.
-        """
+        """A node reports a step. Without a client every socket hears of it, as from ComfyUI."""
         self._state(node_id, value, maximum, "running")
-        if image is not None and whole:
-            self.picture(node_id, image, "PNG", None)
-        elif image is not None and self.previews:
-            self.picture(node_id, image, "JPEG", PREVIEW_SIZE)
+        if preview is not None:
+            self._sink.send_preview(preview, self.item.client_id)
         prompt_id = self.item.prompt_id
         self.send(
             "progress",
             {"value": value, "max": maximum, "prompt_id": prompt_id, "node": node_id},
             everybody=True,
         )
-
-    def picture(
-        self,
-        node_id: NodeId,
-        image: Image.Image,
-        image_format: Literal["PNG", "JPEG"],
-        max_size: int | None,
-    ) -> None:
-        """Send a preview frame."""
-        preview = Preview(image, image_format, max_size, self.item.prompt_id, node_id)
-        self._sink.send_preview(preview, self.item.client_id)
 
     def text(self, node_id: NodeId, text: str) -> None:
         """Send a text frame."""
@@ -155,7 +133,10 @@ class Context:
     def progress(self, value: float, maximum: float, preview: Image.Image | None = None) -> None:
         """Report a step and look for an interrupt."""
         self._execution.check()
-        self._execution.step(self.node_id, value, maximum, preview)
+        shown = None
+        if preview is not None and self._execution.previews:
+            shown = Preview(preview, "JPEG", PREVIEW_SIZE, self.prompt_id, self.node_id)
+        self._execution.step(self.node_id, value, maximum, shown)
 
     def check_interrupt(self) -> None:
         """Look for an interrupt."""
@@ -171,9 +152,10 @@ class Context:
         self._execution.text(self.node_id, text)
 
     def send_image(self, image: Image.Image, value: float, maximum: float) -> None:
-        """Report a step with a full-size image."""
+        """Report a step with a full-size picture."""
         self._execution.check()
-        self._execution.step(self.node_id, value, maximum, image, whole=True)
+        shown = Preview(image, "PNG", None, self.prompt_id, self.node_id)
+        self._execution.step(self.node_id, value, maximum, shown)
 
     def send_event(self, event: str, data: Mapping[str, Any], client_id: str | None = None) -> None:
         """Send a custom event."""

@@ -225,7 +225,7 @@ def _names(prompt: object) -> set[str]:
 
 def _prompt_id(body: Mapping[str, Any]) -> str:
     prompt_id = body.get("prompt_id")
-    if prompt_id is None:
+    if prompt_id is None or prompt_id == "":
         return str(uuid.uuid4())
     if isinstance(prompt_id, str | int | float | bool):
         return str(prompt_id)

@@ -234,8 +234,7 @@ class _Run:
         return found
 
     def _announce(self, event: str, data: dict[str, Any], *, everybody: bool = False) -> None:
-        full = {**data, "prompt_id": self._item.prompt_id}
-        full["timestamp"] = int(time.time() * 1000)
+        full = {"prompt_id": self._item.prompt_id, **data, "timestamp": int(time.time() * 1000)}
         self._ended.messages.append((event, full))
         self._execution.send(event, full, everybody=everybody)
 
@@ -267,7 +266,7 @@ class _Run:
                 "exception_type": name,
                 "traceback": traceback.format_tb(cause.__traceback__),
                 "current_inputs": {k: [_shown(v) for v in vs] for k, vs in failed.inputs.items()},
-                "current_outputs": list(self._results),
+                "current_outputs": list(self._prompt),
             },
         )
 
