@@ -47,7 +47,7 @@ async def test_without_links_one_create_wins(tmp_path: Path) -> None:
     stores = [FileStore(tmp_path) for _ in range(3)]
     for store in stores:
         await store.open()
-    for n in range(20):
+    for n in range(60):
         outcomes = await asyncio.gather(
             *(store.create(record(f"t-{n}", owner=f"o-{m}")) for m, store in enumerate(stores))
         )

@@ -65,10 +65,11 @@ def agent(url: str, port: int, data_dir: Path) -> Iterator[subprocess.Popen[byte
     """
     command = [sys.executable, "-m", "easel", "agent", "--engine", "builtin"]
     command += ["--pack", "demo", "--port", str(port), "--data-dir", str(data_dir)]
+    command += ["--with-parent"]  # it ends when the pipe to it is closed, however we end
     with TemporaryFile() as log:
         # A session of its own: Ctrl-C reaches this process alone, which then stops the agent in order.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
         try:
             deadline = time.monotonic() + START_TIMEOUT
@@ -86,6 +87,8 @@ def agent(url: str, port: int, data_dir: Path) -> Iterator[subprocess.Popen[byte
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
 
 
 def demo(*, once: bool, host: str, port: int, data_dir: Path, output: Path) -> int:

@@ -81,7 +81,7 @@ def run(options: RunOptions) -> int:
     """Run the workflow and return the exit code."""
     outcome = Outcome(options.task_id or uuid.uuid4().hex)
     # Without this, SIGTERM would leave a private agent behind.
-    signal.signal(signal.SIGTERM, _end)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         parsed = read_workflow(options.workflow)
         make_folder(options.output)
@@ -92,6 +92,8 @@ def run(options: RunOptions) -> int:
         return error.exit_code
     except EaselError as error:
         return report(error, as_json=options.as_json, also=outcome.to_json())
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if options.as_json:
         print_json(outcome.to_json())
     else:

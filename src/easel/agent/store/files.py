@@ -298,6 +298,8 @@ def _make_way(path: Path, task_id: str) -> None:
         if status.st_size == 0 and abs(time.time() - status.st_mtime) < _CLAIM_TIMEOUT:
             time.sleep(0.01)  # in a thread of the store
             return
+        if _read(path, task_id) is not None:
+            return  # it has just been put there
         aside = path.with_name(f"{path.stem}.damaged-{uuid.uuid4().hex[:8]}")
         path.rename(aside)
     except FileNotFoundError:
@@ -305,9 +307,16 @@ def _make_way(path: Path, task_id: str) -> None:
     if _read(aside, task_id) is None:
         log.warning("moved aside: %s is not a record of task %r", aside, task_id)
         return
-    # Another process had put a good record there in the meantime: it stays.
-    with contextlib.suppress(FileExistsError):
+    # Another process replaced the damaged file between our look and our move: its record goes back.
+    try:
         os.link(aside, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        aside.rename(path)
+        return
     aside.unlink()
 
 
