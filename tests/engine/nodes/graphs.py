@@ -124,6 +124,9 @@ def write_inputs(folder: Path) -> None:
     )
     frames[0].save(folder / "moving.png", save_all=True, append_images=frames[1:], duration=100)
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:], duration=100)
+    mixed = [Image.new("RGB", (5, 4), (9, 9, 9)), Image.new("RGBA", (5, 4), (255, 0, 0, 0))]
+    mixed[0].save(folder / "mixed.gif", save_all=True, append_images=mixed[1:])
+    Image.fromarray(noise(1, 40, 3)).save(folder / "line.png")
     cmyk = Image.fromarray(noise(9, 13, 3)).convert("CMYK")
     cmyk.save(folder / "cmyk.jpg", quality=95)
     Image.fromarray(noise(9, 13).astype(np.float32) / 255).save(folder / "float.tiff")
@@ -131,7 +134,7 @@ def write_inputs(folder: Path) -> None:
 
 FILES = (
     "rgb.png", "rgba.png", "grey.png", "deep.png", "palette.png", "clear.png", "grey-alpha.png", "bits.png",
-    "turned.jpg", "moving.webp", "moving.png", "moving.gif", "cmyk.jpg",
+    "turned.jpg", "moving.webp", "moving.png", "moving.gif", "cmyk.jpg", "mixed.gif", "float.tiff",
 )  # fmt: skip
 
 
@@ -211,6 +214,15 @@ def _scaling() -> Iterator[Case]:
                 interpolation=method,
             )
             yield _image(f"pad {method} to {width}x{height}", made)
+    made = step(
+        "ResizeAndPadImage",
+        image=load("line.png"),
+        target_width=3,
+        target_height=50,
+        padding_color="white",
+        interpolation="area",
+    )
+    yield _image("pad a line to a column", made)
     yield _image(
         "scale to nothing given",
         step("ImageScale", image=RGB, upscale_method="area", width=0, height=0, crop="center"),
@@ -291,6 +303,9 @@ def _filters() -> Iterator[Case]:
             yield _image(f"blend {mode} {factor}", made)
         made = step("ImageBlend", image1=RGB, image2=WIDE, blend_factor=0.7, blend_mode=mode)
         yield _image(f"blend {mode} other size", made)
+    for name, one, other in (("one", BATCH, RGB), ("two", RGB, BATCH)):
+        made = step("ImageBlend", image1=one, image2=other, blend_factor=0.5, blend_mode="screen")
+        yield _image(f"blend batches {name}", made)
     alpha = step("JoinImageWithAlpha", image=OTHER, alpha=MASK)
     made = step("ImageBlend", image1=RGB, image2=alpha, blend_factor=0.4, blend_mode="screen")
     yield _image("blend onto alpha", made)
@@ -341,7 +356,7 @@ def _masks() -> Iterator[Case]:
     yield _mask("invert mask", step("InvertMask", mask=SOFT))
     yield _mask("crop mask", step("CropMask", mask=SOFT, x=3, y=2, width=50, height=3))
     for operation in ("multiply", "add", "subtract", "and", "or", "xor"):
-        for x, y in ((0, 0), (4, 3)):
+        for x, y in ((0, 0), (4, 3), (50, 50)):
             made = step(
                 "MaskComposite", destination=SOFT, source=MASK, x=x, y=y, operation=operation
             )
