@@ -26,7 +26,7 @@ def answers(recording: Recording, setup: Setup, played: Played) -> list[str]:
         if deviation is not None:
             problems += deviates(exchange, answer, deviation)
             continue
-        for what, theirs, ours in differences(exchange, answer, played.names, numbers):
+        for what, theirs, ours in differences(exchange, answer, played.names, numbers, setup):
             problems.append(f"{exchange}: {what}\n  recorded: {theirs}\n  engine:   {ours}")
     return problems
 
@@ -74,7 +74,7 @@ class Numbers:
 
 
 def differences(
-    exchange: Exchange, answer: Answer, names: dict[str, str], numbers: Numbers
+    exchange: Exchange, answer: Answer, names: dict[str, str], numbers: Numbers, setup: Setup
 ) -> list[tuple[str, Any, Any]]:
     """List what differs between a recorded and a played answer: (what, recorded, played)."""
     record = exchange.record
@@ -95,6 +95,10 @@ def differences(
     ]
     if "response_json" in record:
         theirs, mine = body_pair(exchange, answer, names, numbers)
+        theirs, mine = (
+            normalise.without(theirs, setup.ignored),
+            normalise.without(mine, setup.ignored),
+        )
         if theirs != mine:
             found.append(("body", *shortest(theirs, mine)))
     elif "response_text" in record:
@@ -123,6 +127,10 @@ def body_pair(
             numbers.learn(abs(theirs["number"]), abs(ours["number"]))
         ours = {**ours, "number": numbers.shifted(ours["number"])}
     theirs, ours = normalise.value(theirs), normalise.value(numbers.in_items(ours))
+    if exchange.path == "/queue" and exchange.method == "GET":
+        # in the recording the waiting prompts stand in the order of a heap
+        for queue in (theirs, ours):
+            queue["queue_pending"].sort(key=lambda item: item[0])
     if exchange.path.startswith(LISTINGS):
         return sorted(map(str, theirs)), sorted(map(str, ours))
     if exchange.path.startswith("/internal/logs"):  # other lines are logged
@@ -170,22 +178,27 @@ def stream(messages: list[Message], setup: Setup, names: dict[str, str]) -> list
         if not setup.steps_vary or (m.kind not in PROGRESS and m.kind != "binary")
     ]
     found = [
-        normalise.message(m.kind, normalise.renamed(m.data, names) if names else m.data)
+        normalise.message(
+            m.kind,
+            normalise.without(normalise.renamed(m.data, names) if names else m.data, setup.ignored),
+        )
         for m in kept
     ]
-    return relabelled(found) if setup.relabel else found
+    return by_branch(found) if setup.branches else found
 
 
-def relabelled(found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Name nodes by the order in which they began."""
+def by_branch(found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Put the events of each node together, and name nodes by the order in which they began."""
     order: dict[str, str] = {}
-    for kind, data in found:
+    kept = [(kind, data) for kind, data in found if kind != "progress_state"]
+    for kind, data in kept:
         if kind == "executing" and data["node"] is not None:
-            order.setdefault(f'"{data["node"]}"', f'"n{len(order)}"')
-    text = json.dumps(found)
-    for node, label in order.items():
-        text = text.replace(node, label)
-    return [(kind, data) for kind, data in json.loads(text)]
+            order.setdefault(data["node"], f"n{len(order)}")
+    labelled = [
+        (order.get(data.get("node") or "", ""), kind, {**data, "node": None, "display_node": None})
+        for kind, data in kept
+    ]
+    return [(f"{node} {kind}", data) for node, kind, data in sorted(labelled, key=lambda m: m[0])]
 
 
 def difference(theirs: list[tuple[str, Any]], ours: list[tuple[str, Any]]) -> str | None:

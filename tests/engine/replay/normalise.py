@@ -3,6 +3,7 @@
 - ids, times and sizes of generated files; random parts of temp file names; the file counter of a folder that was not empty
 - absolute paths, tracebacks, tooltips and descriptions (prose), versions and memory figures
 - the order of sets: cached nodes, executed nodes, directory listings
+- how a tensor is printed
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ SETS = frozenset({"nodes", "executed", "current_outputs", "dependent_outputs"})
 TEMP_NAME = re.compile(r"ComfyUI_temp_[a-z]{5}_\d{5}_")
 COUNTER = re.compile(r"_\d{5}_\.(png|webp)")
 FOLDER = re.compile(r"(/[\w.~@-]+)+/(?=(input|output|temp|models|custom_nodes|user)\b)")
+TENSOR = re.compile(r"(tensor\()?\[\[|array\(|<|\{'samples'")
+SECONDS = re.compile(r"executed in \d+\.\d\d seconds")
+WHERE = re.compile(r"(?m)(: )/\S*?(?=$|/(data|input|output)\b)")
 STATS = {"ram_total", "ram_free", "vram_total", "vram_free", "torch_vram_total", "torch_vram_free"}
 OWN = {"python_version", "pytorch_version", "argv", "installed_templates_version"}
 MARKS = {"engine", "easel_version"}
@@ -41,13 +45,25 @@ def value(found: Any, key: str = "") -> Any:
     if key in TIMES and isinstance(found, int | float | str):
         return "time"
     if key == "exception_message":
-        return text(found).strip()
+        return WHERE.sub(r"\1", text(found)).strip()
     return text(found) if isinstance(found, str) else found
+
+
+def without(found: Any, keys: frozenset[str]) -> Any:
+    """Return a JSON value without some keys, wherever they are."""
+    if isinstance(found, dict):
+        return {name: without(child, keys) for name, child in found.items() if name not in keys}
+    if isinstance(found, list):
+        return [without(child, keys) for child in found]
+    return found
 
 
 def text(found: str) -> str:
     """Return a text without random names and folders."""
     found = TEMP_NAME.sub("ComfyUI_temp_?_00000_", found)
+    if TENSOR.match(found):
+        return "tensor"
+    found = SECONDS.sub("executed in 0 seconds", found)
     found = COUNTER.sub(r"_00000_.\1", found)
     return FOLDER.sub("/data/", found)
 

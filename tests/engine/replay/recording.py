@@ -86,8 +86,21 @@ class Recording:
         if number is None:
             return self
         end = self.exchanges[number].t
-        clients = [replace(c, messages=[m for m in c.messages if m.t < end]) for c in self.clients]
+        clients = [
+            replace(c, messages=c.messages[: _end_of_prompt(c.messages, end)]) for c in self.clients
+        ]
         return replace(self, clients=clients)
+
+
+def _end_of_prompt(messages: list[Message], t: float) -> int:
+    """Count the messages of what was submitted before a time: an ended prompt's last word included."""
+    count = sum(m.t < t for m in messages)
+    for index in range(count, len(messages)):
+        if messages[index].kind == "executing" and messages[index].data.get("node", "") is None:
+            return index + 1
+        if messages[index].kind == "execution_start":
+            break
+    return count
 
 
 def is_prompt(exchange: Exchange) -> bool:

@@ -72,6 +72,7 @@ class Connection:
         self._queue: deque[tuple[bytes, WSMsgType]] = deque()
         self._queued_bytes = 0
         self._wake = asyncio.Event()
+        self._closing: asyncio.Event | None = None
 
     def put(self, payload: bytes, opcode: WSMsgType = WSMsgType.TEXT) -> None:
         """Queue a frame; drop the socket instead when too much is waiting already."""
@@ -111,7 +112,16 @@ class Connection:
 
     async def close(self) -> None:
         """Close politely: the server is going away."""
-        await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"engine stopped")
+        self._closing = asyncio.Event()
+        try:
+            await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"engine stopped")
+        finally:
+            self._closing.set()
+
+    async def closed(self) -> None:
+        """Wait for a `close` that has begun: its handler must not return, and end the transport, before it."""
+        if self._closing is not None:
+            await self._closing.wait()
 
 
 class SocketHub:

@@ -39,6 +39,7 @@ async def open_socket(request: web.Request) -> web.WebSocketResponse:
         sender.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await sender
+        await connection.closed()
     return socket
 
 
