@@ -22,6 +22,7 @@ class LogTail:
         self._on_line = on_line
         self._partial = b""
         self._cut = False
+        self._returned = False
 
     def feed(self, data: bytes) -> None:
         """Take a piece of output."""
@@ -44,34 +45,30 @@ class LogTail:
         return shown if lines is None else shown[-lines:] if lines > 0 else []
 
     def _extend(self, piece: bytes) -> None:
-        """Add to the unfinished line; what stood before a carriage return is overwritten."""
-        if b"\r" in piece:
-            before, _, last = piece.rstrip(b"\r").rpartition(b"\r")
-            if before or piece.startswith(b"\r"):
-                self._partial, self._cut = b"", False
-            returned = piece.endswith(b"\r")
-            self._add(last)
-            # The return takes effect with the next text: until then, and before a line feed, the line stands.
-            self._partial += b"\r" if returned and self._partial else b""
-            return
-        self._add(piece)
+        """Add to the unfinished line."""
+        first, *rewritten = piece.split(b"\r")
+        self._add(first)
+        for text in rewritten:
+            self._returned = True
+            self._add(text)
 
     def _add(self, text: bytes) -> None:
+        """Add text; after a carriage return it replaces the line. (Before a line feed a return does nothing.)"""
         if not text:
             return
-        if self._partial.endswith(b"\r"):
-            self._partial, self._cut = b"", False
+        if self._returned:
+            self._partial, self._cut, self._returned = b"", False, False
         room = LONGEST - len(self._partial)
         self._cut = self._cut or len(text) > room
         self._partial += text[:room]
 
     def _text(self) -> str:
-        text = self._partial.rstrip(b"\r").decode(errors="replace")
+        text = self._partial.decode(errors="replace")
         return text + CUT if self._cut else text
 
     def _end_line(self) -> None:
         line = self._text()
-        self._partial, self._cut = b"", False
+        self._partial, self._cut, self._returned = b"", False, False
         self._lines.append(line)
         if self._on_line is not None:
             self._on_line(line)

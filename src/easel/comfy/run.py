@@ -116,6 +116,7 @@ class Run:
                 event, ExecutionStart | ExecutionCached
             ):
                 self.ending_since = now
+                self.flush_state()
         self._deliver(event)
 
     def flush_state(self) -> None:
