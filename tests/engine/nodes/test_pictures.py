@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from easel.engine.folders import Folders
 from easel.engine.nodes import pictures, registry
@@ -69,7 +69,7 @@ def test_truncated_picture_is_refused(tmp_path: Path) -> None:
 
 def test_no_picture_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("these are only some words")
-    with pytest.raises(pictures.UnidentifiedImageError, match="cannot identify image file"):
+    with pytest.raises(UnidentifiedImageError, match="cannot identify image file"):
         pictures.load(tmp_path / "a.png")
 
 

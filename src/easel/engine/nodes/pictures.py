@@ -154,14 +154,3 @@ class Digests:
 
 
 digests = Digests()
-
-__all__ = [
-    "MAX_FRAMES_PIXELS",
-    "BrokenPicture",
-    "Digests",
-    "UnidentifiedImageError",
-    "digests",
-    "load",
-    "load_channel",
-    "valid_name",
-]
