@@ -35,6 +35,7 @@ from easel.errors import (
     EngineSilent,
     EngineUnavailable,
     FileNotFound,
+    InputRejected,
 )
 from easel.workflow.types import NodeId, Prompt
 
@@ -211,14 +212,18 @@ class ComfyClient:
     ) -> FileRef:
         """Store a file in one of the engine's folders and return where: a name that is taken gets a number.
 
-        Raises BodyTooLarge and, when the engine refuses the name, EngineProtocolError.
+        Raises InputRejected for a name with control characters, BodyTooLarge, EngineProtocolError when the engine refuses
+        the name.
         """
+        if not name or not name.isprintable():
+            raise InputRejected(f"{name!r} is not a file name")
         with contextlib.ExitStack() as stack:
             if isinstance(data, Path):
                 content: Any = stack.enter_context(await asyncio.to_thread(data.open, "rb"))
             else:
                 content = data
-            form = aiohttp.FormData()
+            # As browsers write it: aiohttp's own way, percent signs, would become part of the name.
+            form = aiohttp.FormData(quote_fields=False, charset="utf-8")
             form.add_field("image", content, filename=name, content_type="application/octet-stream")
             form.add_field("type", folder)
             form.add_field("subfolder", subfolder)
