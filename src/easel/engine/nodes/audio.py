@@ -6,7 +6,7 @@ import mimetypes
 import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from easel.engine.nodes.saving import resolve, save, ui_entry
 
 registry = Registry()
 
-Audio = Mapping[str, Any]
+Audio: TypeAlias = Mapping[str, Any]
 """``waveform``: float32 ``[batch, channels, samples]``, -1 to 1; ``sample_rate`` in Hz."""
 
 _MODULE = "comfy_extras.nodes_audio"

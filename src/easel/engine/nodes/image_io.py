@@ -57,8 +57,9 @@ def save_pngs(
         def write(sink: BinaryIO, image: Image.Image = image) -> None:
             image.save(sink, format="PNG", pnginfo=info, compress_level=compress_level)
 
+        if number:  # never after the last: what is written whole has succeeded
+            context.check_interrupt()
         results.append(ui_entry(save(target, ".png", write, number), target, folder_type))
-        context.check_interrupt()
     return NodeResult(ui={"images": results})
 
 
