@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -91,9 +91,8 @@ def say(context: NodeContext, image: Any, text: str) -> NodeResult:
     """Send a text frame, a custom event to everybody and one to the prompt's own client."""
     context.send_text(text)
     context.send_event("probe.custom_event", {"text": text, "to": "everybody"})
-    context.send_event(
-        "probe.custom_event", {"text": text, "to": "client"}, getattr(context, "client_id", "")
-    )
+    client_id = cast("Any", context)._execution.item.client_id  # nodes are not told it
+    context.send_event("probe.custom_event", {"text": text, "to": "client"}, client_id)
     return NodeResult((image,))
 
 

@@ -127,7 +127,7 @@ UPLOADS: dict[int, Body] = dict(
             upload(png("red"), "a%20b.png"),
             upload(png("red"), "sub/dir.png"),
             upload(png("red"), "/tmp/absolute.png"),
-            upload(png("red"), 'q\\"uote.png'),
+            upload(png("red"), 'q"uote.png'),
             upload(b"", None),
             zeros(101 * 1024 * 1024),
             upload(png("red"), "api.png"),

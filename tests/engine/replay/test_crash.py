@@ -39,13 +39,12 @@ async def test_the_engine_dies_in_a_node(tmp_path: Path) -> None:
     setup = Setup(status_apart=True)
     theirs = compare.stream(client.messages, setup, {})
     ours = compare.stream(listener.received, setup, names)
-    # what was sent in the process's last moment may not have left it
+    # what was said in the process's last moment, milliseconds before the end, may not have left it
     first = compare.difference(
         compare.pick(theirs, "rest")[: len(ours)], compare.pick(ours, "rest")
     )
     assert first is None or "messages recorded" in first, first
-    finished = [data for kind, data in ours if kind == "execution_success"]
-    assert finished
+    assert [kind for kind, _ in ours].count("progress") == 5
     assert all(answer.status == 200 for answer in answers)
 
 

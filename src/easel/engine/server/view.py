@@ -45,7 +45,7 @@ async def view(request: web.Request) -> web.StreamResponse:
         find, folders.base, name, folder_type, query.get("subfolder", "")
     )
     headers = {"Content-Disposition": f'filename="{quoted(path.name)}"'}
-    channel = query.get("channel", "rgba")
+    channel = query.get("channel", "")
     preview = query.get("preview")
     if preview is None and channel not in ("rgb", "a"):
         guessed = _types.guess_type(path.name)[0] or "application/octet-stream"
