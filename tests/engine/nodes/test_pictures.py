@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 
 from easel.engine.folders import Folders
 from easel.engine.nodes import pictures, registry
 from easel.engine.nodes.pictures import BrokenPicture, Digests
+from tests.engine.nodes.graphs import write_inputs
 from tests.engine.nodes.local import call, context
 
 STRIPES = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -65,6 +69,37 @@ def test_truncated_picture_is_refused(tmp_path: Path) -> None:
             pictures.load(tmp_path / f"a.{suffix}")
         with pytest.raises(OSError, match=f"a.{suffix}"):
             pictures.load_channel(tmp_path / f"a.{suffix}", "red")
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("originals")
+    write_inputs(folder)
+    return sorted(file for file in folder.iterdir() if file.stat().st_size < 4096)
+
+
+@given(data=st.data())
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_damaged_pictures_give_pixels_or_a_clear_error(
+    tmp_path: Path, originals: list[Path], data: st.DataObject
+) -> None:
+    original = bytearray(data.draw(st.sampled_from(originals)).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(original) - 1))
+        original[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    (tmp_path / "a.png").write_bytes(original)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about odd headers
+        try:
+            image, mask = pictures.load(tmp_path / "a.png")
+        except (BrokenPicture, UnidentifiedImageError, Image.DecompressionBombError):
+            return
+    assert image.ndim == 4
+    assert mask.ndim == 3
+    assert np.isfinite(image).all()
+    assert 0 <= image.min() <= image.max() <= 1
 
 
 def test_no_picture_at_all(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import struct
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,14 @@ from easel.engine.nodes.pixels import Pixels, floats
 MAX_FRAMES_PIXELS = 400_000_000
 """Most pixels in all frames of one file together: 4.8 GB as floats."""
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+_CLEAR = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    FileNotFoundError,
+    PermissionError,
+    MemoryError,
+)
+"""What says by itself what is wrong."""
 _MASKLESS = (64, 64)
 """The shape of the mask ComfyUI gives a picture without alpha."""
 
@@ -37,25 +45,20 @@ def load(path: Path) -> tuple[Pixels, Pixels]:
     masks: list[Pixels | None] = []
     pixels = 0
     with _opened(path) as source:
-        try:
-            for raw in ImageSequence.Iterator(source):
-                size = images[0].shape[1::-1] if images else None
-                pixels += raw.width * raw.height
-                if pixels > MAX_FRAMES_PIXELS:
-                    raise BrokenPicture(
-                        f"{path.name!r} has more than {MAX_FRAMES_PIXELS} pixels in its frames"
-                    )
-                frame = ImageOps.exif_transpose(raw)
-                if size is not None and frame.size != size:
-                    continue
-                images.append(floats(np.asarray(_in_rgb(frame))))
-                masks.append(_transparency(frame))
-                if source.format == "MPO":  # further pictures of a camera's file are no animation
-                    break
-        except BrokenPicture:
-            raise
-        except _BROKEN as error:
-            raise BrokenPicture(f"{path.name!r} is damaged or truncated: {error}") from error
+        for raw in ImageSequence.Iterator(source):
+            size = images[0].shape[1::-1] if images else None
+            pixels += raw.width * raw.height
+            if pixels > MAX_FRAMES_PIXELS:
+                raise BrokenPicture(
+                    f"{path.name!r} has more than {MAX_FRAMES_PIXELS} pixels in its frames"
+                )
+            frame = ImageOps.exif_transpose(raw)
+            if size is not None and frame.size != size:
+                continue
+            images.append(floats(np.asarray(_in_rgb(frame))))
+            masks.append(_transparency(frame))
+            if source.format == "MPO":  # further pictures of a camera's file are no animation
+                break
     return np.stack(images), _stacked(masks, images[0].shape[:2])
 
 
@@ -65,26 +68,27 @@ def load_channel(path: Path, channel: str) -> Pixels:
     Raises as `load` does.
     """
     with _opened(path) as source:
-        try:
-            frame = ImageOps.exif_transpose(source)
-            if frame.getbands() != ("R", "G", "B", "A"):
-                frame = _eight_bits(frame).convert("RGBA")
-            samples = floats(np.asarray(frame.getchannel(channel[0].upper())))
-        except _BROKEN as error:
-            raise BrokenPicture(f"{path.name!r} is damaged or truncated: {error}") from error
+        frame = ImageOps.exif_transpose(source)
+        if frame.getbands() != ("R", "G", "B", "A"):
+            frame = _eight_bits(frame).convert("RGBA")
+        samples = floats(np.asarray(frame.getchannel(channel[0].upper())))
     return (1 - samples if channel == "alpha" else samples)[None]
 
 
-def _opened(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        # Between Pillow's warning and its limit (89 and 179 megapixels) a picture is merely large.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            return Image.open(path)
-        except (UnidentifiedImageError, FileNotFoundError, PermissionError):
-            raise
-        except _BROKEN as error:
-            raise BrokenPicture(f"{path.name!r} is damaged or truncated: {error}") from error
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a file; what goes wrong with it until the block ends is a `BrokenPicture`, unless its error says enough."""
+    try:
+        with warnings.catch_warnings():
+            # Between Pillow's warning and its limit (89 and 179 megapixels) a picture is merely large.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            source = Image.open(path)
+        with source:
+            yield source
+    except (BrokenPicture, *_CLEAR):
+        raise
+    except Exception as error:  # decoders raise what they like at damaged data
+        raise BrokenPicture(f"{path.name!r} is damaged or truncated: {error}") from error
 
 
 def _eight_bits(frame: Image.Image) -> Image.Image:
