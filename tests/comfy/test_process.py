@@ -241,7 +241,7 @@ def pids(log: list[str]) -> list[int]:
 
 
 OWNER = """
-import asyncio, sys
+import asyncio, sys, uvloop
 from easel.comfy.process import EngineProcess
 
 async def main():
@@ -251,15 +251,18 @@ async def main():
     print("engine", engine.pid, flush=True)
     await asyncio.Event().wait()
 
-asyncio.run(main())
+{"asyncio": asyncio.run, "uvloop": uvloop.run}[sys.argv.pop(1)](main())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_nothing_survives_its_owner(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("loop", "number"),
+    [("asyncio", signal.SIGKILL), ("uvloop", signal.SIGKILL), ("asyncio", signal.SIGTERM)],
+)
+async def test_nothing_survives_its_owner(loop: str, number: signal.Signals) -> None:
     port = free_port()
     owner = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", OWNER, f"http://127.0.0.1:{port}"),
+        *(sys.executable, "-c", OWNER, loop, f"http://127.0.0.1:{port}"),
         *(sys.executable, str(STAND_IN), str(port), "grandchild", "deaf"),
         stdout=asyncio.subprocess.PIPE,
     )
@@ -344,7 +347,7 @@ async def test_a_listener_that_raises_does_not_end_supervision() -> None:
         def listener(error: EngineError) -> None:
             raise RuntimeError("a fault of the listener")
 
-        supervised._on_died = listener
+        supervised.on_died = listener
         await supervised.start()
         await supervised.wait_ready(20)
         assert supervised.pid is not None

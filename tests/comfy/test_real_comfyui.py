@@ -68,7 +68,7 @@ async def instance(comfyui: tuple[Path, str], comfyui_base: Path) -> AsyncIterat
     )
     async with ComfyClient(process.url) as client:
         made = Instance(process, Connection(client))
-        process._on_died = made.died
+        process.on_died = made.died
         process.activity = made.connection.stalled_for
         await process.start()
         await process.wait_ready(120)

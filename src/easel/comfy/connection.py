@@ -9,6 +9,7 @@ silent for a while, and after every reconnect.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -194,8 +195,10 @@ class Connection:
 
     def lose(self, error: EngineError) -> None:
         """End all runs as lost with this error at once, as when the engine's process has died."""
+        self._unanswered_since = None
         for run in list(self._runs.values()):
-            self._finish(run, outcomes.lost(run.prompt_id, error))
+            # Each its own: an exception raised in several tasks would collect all their tracebacks.
+            self._finish(run, outcomes.lost(run.prompt_id, copy.copy(error)))
 
     def stalled_for(self) -> float | None:
         """Seconds since a running prompt of ours last moved; None when none runs (for `EngineProcess.activity`)."""
@@ -217,10 +220,8 @@ class Connection:
             return
         if event.prompt_id is not None:
             run = self._runs.get(event.prompt_id)
-        elif type(event) is Executing and event.node is not None:
-            run = self._current or next(iter(self._runs.values()), None)
         else:
-            run = self._current
+            run = self._nameless(event)
         if run is None:
             return
         if run is not self._current:
@@ -228,6 +229,13 @@ class Connection:
         run.heard(event, now)
         if type(event) is Executing and event.node is None:
             self._settle(run)
+
+    def _nameless(self, event: Event) -> Run | None:
+        """Return the run of a message that names no prompt: the one that runs and has not told its end."""
+        run = self._current
+        if run is None and type(event) is Executing and event.node is not None:
+            run = next(iter(self._runs.values()), None)  # told to the running client on a reconnect
+        return None if run is None or run.ending_since is not None else run
 
     def _begins(self, run: Run) -> None:
         """The engine has begun another run than the current one, so that one is over."""
@@ -242,6 +250,7 @@ class Connection:
     def _socket_open(self) -> None:
         """Ends may have been missed while the socket was closed."""
         self._heard_at = self._clock()
+        self._unanswered_since = None
         for run in self._runs.values():
             run.polled_at = float("-inf")
         self._doubt_pause = DOUBT_PAUSE if not self._socket.doubtful else self._doubt_pause

@@ -92,11 +92,12 @@ class EngineProcess:
         if device is not None:
             self._env["CUDA_VISIBLE_DEVICES"] = device
         self._cwd = cwd
-        self._on_died = on_died
+        self.on_died = on_died
         # Short enough that silence is certain when `silent_timeout` is over.
         patience = min(QUESTION_TIMEOUT, self.settings.silent_timeout / FAILURES)
         self._client = ComfyClient(url, timeout=patience)
-        self._log = LogTail(self.settings.log_lines, on_log)
+        self._on_log = on_log
+        self._log = LogTail(self.settings.log_lines, self._forward)
         self._state = EngineState.STOPPED
         self._changed = asyncio.Event()
         self._child: Child | None = None
@@ -244,11 +245,20 @@ class EngineProcess:
         self.last_error = error
         log.warning("engine %s: %s", self.url, error)
         self._set(state)
-        if self._on_died is not None:
+        if self.on_died is not None:
             try:
-                self._on_died(error)
+                self.on_died(error)
             except Exception:  # supervision goes on whatever its listener does
                 log.exception("telling of the engine's death failed")
+
+    def _forward(self, line: str) -> None:
+        """Hand on a line the engine printed; a listener that raises gets no more."""
+        if self._on_log is not None:
+            try:
+                self._on_log(line)
+            except Exception:  # the engine's output must be taken all the same
+                self._on_log = None
+                log.exception("forwarding the engine's log failed")
 
     async def _life(self, ready_at: list[float]) -> EngineError:
         """One process from its start to its end; returns why it ended. ``ready_at`` gets the time it first answered."""

@@ -72,6 +72,8 @@ class Run:
                 yield self._backlog.popleft()
             if self._outcome.done():
                 return
+            if self._reader is not None:
+                raise RuntimeError("a run has one reader at a time")
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
