@@ -7,6 +7,7 @@ from: node ids do not matter. Like ComfyUI's default cache it keeps only what th
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -104,5 +105,13 @@ def cache_keys(
             parts.append(changed)
         if "UNIQUE_ID" in node_class.hidden.values():
             parts.append(node_id)
-        keys[node_id] = hashlib.blake2b(_encoder.encode(parts), digest_size=16).digest()
+        keys[node_id] = hashlib.blake2b(_encoded(parts), digest_size=16).digest()
     return keys
+
+
+def _encoded(parts: list[Any]) -> bytes:
+    """Serialise what a key is made of; texts with lone surrogates, which UTF-8 does not know, are escaped."""
+    try:
+        return _encoder.encode(parts)
+    except UnicodeEncodeError:
+        return json.dumps(parts, sort_keys=True, default=repr).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -96,7 +97,8 @@ class Engine:
         client_id = extra_data.get("client_id")
         with self._lock:
             number = _number(body, self._counter)
-            self._counter += 1
+            if body.get("number") is None:
+                self._counter += 1
         item = Item(number, prompt_id, prompt, extra_data, verdict.outputs, client_id)
         if not self._queue.put(item):
             raise _refusal("duplicate_prompt_id", "A prompt with this id waits or runs", prompt_id)
@@ -197,6 +199,7 @@ class Engine:
     def _run(self, executor: Executor, item: Item) -> None:
         execution = Execution(item, self._sink, self._folders, previews=self._previews)
         self._execution = execution
+        began = time.monotonic()
         try:
             ended = executor.run(execution)
             self._history.add(_shown(item), ended)
@@ -205,6 +208,7 @@ class Engine:
         finally:
             self._execution = None
             self._queue.done()
+            log.info("Prompt executed in %.2f seconds", time.monotonic() - began)
             if item.client_id is not None:
                 data = {"node": None, "prompt_id": item.prompt_id}
                 self._sink.send("executing", data, item.client_id)

@@ -130,8 +130,8 @@ class _Run:
                 schedule.done(node_id)
                 continue
             self._execution.current = node_id
-            self._execution.check()
             self._execution.started(node_id)
+            self._execution.check()
             inputs = self._inputs(node_id)
             node_class = self._class(node_id)
             context = Context(self._execution, node_id)
@@ -233,6 +233,16 @@ class _Run:
             found[name] = self._results[value[0]].slots[value[1]] if is_link(value) else [value]
         return found
 
+    def _hidden(self, node_id: NodeId) -> dict[str, list[Any]]:
+        """The hidden inputs a class declares, as an error shows them beside the others."""
+        known = {
+            "PROMPT": self._prompt,
+            "EXTRA_PNGINFO": self._item.extra_data.get("extra_pnginfo"),
+            "UNIQUE_ID": node_id,
+        }
+        hidden = self._class(node_id).hidden
+        return {name: [known[kind]] for name, kind in hidden.items() if kind in known}
+
     def _announce(self, event: str, data: dict[str, Any], *, everybody: bool = False) -> None:
         full = {"prompt_id": self._item.prompt_id, **data, "timestamp": int(time.time() * 1000)}
         self._ended.messages.append((event, full))
@@ -265,7 +275,10 @@ class _Run:
                 "exception_message": f"{cause}\n",
                 "exception_type": name,
                 "traceback": traceback.format_tb(cause.__traceback__),
-                "current_inputs": {k: [_shown(v) for v in vs] for k, vs in failed.inputs.items()},
+                "current_inputs": {
+                    k: [_shown(v) for v in vs]
+                    for k, vs in {**failed.inputs, **self._hidden(failed.node_id)}.items()
+                },
                 "current_outputs": list(self._prompt),
             },
         )

@@ -29,9 +29,6 @@ from tests.engine.replay.recording import (
 
 TIMEOUT = 20.0
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
-AT_ONCE = 0.003
-"""Seconds between an event and its note in the recording: what came that shortly before a request was not its cause."""
-
 Body = Callable[[dict[str, str]], dict[str, Any]]
 """Makes the body of a request (from its headers) that was recorded only in words."""
 
@@ -102,7 +99,7 @@ class Listener:
         """Wait for what the recorded socket had received at a time."""
         seen = self.recorded.messages
         milestones = [i for i, m in enumerate(seen) if m.milestone]
-        count = sum(seen[i].t < t - AT_ONCE for i in milestones)
+        count = sum(seen[i].t < t for i in milestones)
         # an ended prompt leaves the queue and says so (`status`, `executing null`) right after its last event
         while 0 < count < len(milestones) and (
             seen[milestones[count - 1]].kind in ENDS
@@ -116,7 +113,7 @@ class Listener:
         await self.until(lambda: self.milestones() >= count, f"milestone {count}")
         if count:
             last = milestones[count - 1]
-            steps = [m for m in seen[last + 1 :] if not m.milestone and m.t < t - AT_ONCE]
+            steps = [m for m in seen[last + 1 :] if not m.milestone and m.t < t]
             if any(m.kind == "progress" for m in steps):
                 await self.until(self.stepped, "a step of the running node")
 
