@@ -7,6 +7,7 @@ else ``easel.toml`` in the working directory), the defaults below. The tree is f
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,6 +101,8 @@ class AgentSettings(Section):
     """Address to listen on; ``0.0.0.0`` in a container."""
     port: int = Field(9000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
+    """Name of this agent among those that share a store; tasks it left unfinished are its own to settle."""
     data_dir: Path = Path("easel-data/agent")
     """Where stored outputs and, with the default store, task progress are kept."""
     store: str = "files"
@@ -112,12 +115,14 @@ class AgentSettings(Section):
     """Tasks that may wait; more are refused with 429."""
     in_engine: int = Field(2, ge=1)
     """Prompts given to the engine at a time: one running, the rest prefetched."""
+    device: str | None = None
+    """The engine's device, as CUDA_VISIBLE_DEVICES takes it; None leaves the choice to the engine."""
     max_attempts: int = Field(1, ge=1)
     """How often a task is started whose engine died under it."""
     task_timeout: Seconds | None = None
     """Longest execution of one task; None means no limit."""
     progress_interval: Seconds = 0.25
-    """Shortest pause between two stored progress snapshots of a task (node borders are always stored)."""
+    """Longest time until progress is stored; what happens in between is stored together."""
     cors_origins: tuple[str, ...] = ()
     """Browser origins besides the agent's own that may call it; ``*`` allows all, without credentials."""
     inputs: InputSettings = InputSettings()

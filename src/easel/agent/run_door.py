@@ -1,0 +1,122 @@
+"""``POST /api/run``: run a prompt and wait (JSON or server-sent events), or be told later (``X-Fc-Invocation-Type: Async``)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from easel.agent import wire
+from easel.agent.record import TaskRecord
+from easel.agent.state import STATE, AgentState
+from easel.agent.task import Task
+from easel.errors import BadRequest, BodyTooLarge, EaselError
+from easel.workflow.parse import ParsedBody, parse_prompt
+
+LARGE = 256 * 1024
+"""Bytes of a body from which on it is parsed in a thread."""
+BODY_TIMEOUT = 120.0
+"""Seconds a caller may take to send the body."""
+KEEPALIVE = 15.0
+"""Seconds of silence after which a comment is sent on an event stream."""
+
+
+async def read_body(request: web.Request, limit: int) -> bytes:
+    """Read a request's body.
+
+    Raises BodyTooLarge without reading on, BadRequest when it does not come in time.
+    """
+    too_large = BodyTooLarge(
+        f"the body is larger than {limit} bytes",
+        hint="the limit is the setting agent.max_body_bytes; large files can be given as URLs",
+    )
+    if request.content_length is not None and request.content_length > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise BadRequest(f"the body did not come within {BODY_TIMEOUT:g} s") from None
+    return bytes(body)
+
+
+async def parse(state: AgentState, body: bytes) -> ParsedBody:
+    """Parse a body without holding up others. Raises NotJson and InvalidPrompt."""
+    if len(body) < LARGE:
+        return parse_prompt(body, max_nodes=state.settings.max_nodes)
+    return await asyncio.to_thread(parse_prompt, body, max_nodes=state.settings.max_nodes)
+
+
+async def run(request: web.Request) -> web.StreamResponse:
+    """Serve the door."""
+    state = request.app[STATE]
+    task_id = wire.task_id_of(request)
+    invocation = request.headers.get("X-Fc-Invocation-Type", "Sync").lower()
+    if invocation not in ("sync", "async"):
+        raise BadRequest("X-Fc-Invocation-Type must be Sync or Async")
+    parsed = await parse(state, await read_body(request, state.settings.max_body_bytes))
+    base64 = wire.flag(request, "output_base64") or parsed.options.output_base64
+    if invocation == "async":
+        task = await state.tasks.submit(task_id, parsed, detached=True)
+        return web.Response(status=202, headers=wire.task_headers(task.record))
+    task = await state.tasks.submit(task_id, parsed, detached=False)
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        return await _stream(request, state, task, base64)
+    with state.tasks.listening(task):
+        await asyncio.shield(task.finished)
+    return await answer(state, task.record, base64)
+
+
+async def answer(state: AgentState, record: TaskRecord, base64: bool) -> web.Response:
+    """Return the answer to a blocking run: the node map, or the error with its status."""
+    headers = wire.task_headers(record)
+    if record.error is not None:
+        return wire.error_answer(record.error, headers)
+    try:
+        nodes = await state.with_base64(record) if base64 else record.nodes
+    except EaselError as error:
+        return wire.error_answer(error, headers)
+    return wire.json_answer(nodes, headers=headers)
+
+
+async def last_message(
+    state: AgentState, record: TaskRecord, base64: bool
+) -> tuple[str, dict[str, object] | object]:
+    """Return type and data of the message that ends a stream."""
+    if record.error is not None:
+        return "error", wire.error_body(record.error)
+    try:
+        return "result", await state.with_base64(record) if base64 else record.nodes
+    except EaselError as error:
+        return "error", wire.error_body(error)
+
+
+async def _stream(
+    request: web.Request, state: AgentState, task: Task, base64: bool
+) -> web.StreamResponse:
+    """Answer with server-sent events: progress as it comes, then the result or the error."""
+    response = web.StreamResponse(
+        headers={
+            **wire.task_headers(task.record),
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+        }
+    )
+    with state.tasks.listening(task) as listener:
+        await response.prepare(request)
+        while not task.over:
+            position = state.tasks.position(task.id)
+            progress = wire.message("progress", task.record.nodes, task.record, position)
+            await response.write(b"event: progress\ndata: " + progress + b"\n\n")
+            while not await listener.wait(KEEPALIVE):
+                await response.write(b": waiting\n\n")
+    kind, data = await last_message(state, task.record, base64)
+    final = wire.message(kind, data, task.record, None)
+    await response.write(b"event: " + kind.encode() + b"\ndata: " + final + b"\n\n")
+    await response.write_eof()
+    return response

@@ -1,0 +1,168 @@
+"""Run the agent as a process: store, engine, tasks, HTTP, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from easel.agent import proxy
+from easel.agent.app import make_app
+from easel.agent.command import EngineChoice
+from easel.agent.engine_files import EngineUploader
+from easel.agent.input_files import InputFiles
+from easel.agent.link import EngineLink
+from easel.agent.output_files import OutputFiles
+from easel.agent.state import AgentState
+from easel.agent.store import open_store
+from easel.agent.tasks import Tasks
+from easel.comfy.client import ComfyClient
+from easel.comfy.process import EngineProcess
+from easel.errors import ConfigurationError, EngineError
+from easel.settings import AgentSettings
+
+log = logging.getLogger(__name__)
+
+ENGINE_TIMEOUT = 30.0
+"""Seconds an engine may take for an ordinary answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningAgent:
+    """An agent that listens."""
+
+    url: str
+    port: int
+    state: AgentState
+
+
+@contextlib.asynccontextmanager
+async def running_agent(
+    settings: AgentSettings,
+    choice: EngineChoice,
+    *,
+    on_log: Callable[[str], None] | None = None,
+) -> AsyncIterator[RunningAgent]:
+    """Serve an agent on this event loop until the block ends; the engine may still be starting when it begins.
+
+    Raises ConfigurationError when the port is taken, the engine's command is wrong, or the store cannot be opened.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        await asyncio.to_thread(_prepare, settings)
+        store = open_store(settings)
+        await store.open()
+        stack.push_async_callback(store.close)
+        outputs = OutputFiles(settings.data_dir)
+        await outputs.open()
+        client = ComfyClient(choice.url, timeout=ENGINE_TIMEOUT)
+        link = EngineLink(client, settings.supervision, _process(settings, choice, on_log))
+        if link.process is not None:
+            link.process.on_died = link.died
+        inputs = InputFiles(EngineUploader(client), settings.data_dir, settings.inputs)
+        await inputs.open()
+        stack.push_async_callback(inputs.close)
+        through = proxy.session()
+        stack.push_async_callback(through.close)
+        tasks = Tasks(settings, link, store, inputs, outputs)
+        state = AgentState(settings, tasks, link, outputs, through)
+        runner = web.AppRunner(
+            make_app(state),
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=2.0,
+            auto_decompress=False,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        port = await _listen(runner, settings)
+        stack.push_async_callback(link.stop)
+        await link.start()
+        await tasks.open()
+        stack.push_async_callback(tasks.close)
+        yield RunningAgent(f"http://{_shown(settings.host)}:{port}", port, state)
+
+
+def _process(
+    settings: AgentSettings, choice: EngineChoice, on_log: Callable[[str], None] | None
+) -> EngineProcess | None:
+    if choice.command is None:
+        return None
+    return EngineProcess(
+        choice.command,
+        url=choice.url,
+        cwd=choice.cwd,
+        device=settings.device,
+        settings=settings.supervision,
+        on_log=on_log,
+    )
+
+
+def _prepare(settings: AgentSettings) -> None:
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the data directory {settings.data_dir} cannot be used: {error.strerror}",
+            hint="choose another with --data-dir",
+        ) from error
+
+
+async def _listen(runner: web.AppRunner, settings: AgentSettings) -> int:
+    try:
+        await web.TCPSite(runner, settings.host, settings.port, backlog=1024).start()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+            hint="another program has the port; choose one with --port, 0 takes a free one",
+        ) from error
+    port: int = runner.addresses[0][1]
+    return port
+
+
+def _shown(host: str) -> str:
+    """The host as it stands in a URL that can be opened from this machine."""
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _engine_said(line: str) -> None:
+    sys.stderr.write(f"[engine] {line}\n")
+
+
+async def serve(
+    settings: AgentSettings, choice: EngineChoice, *, announce: Callable[[str], None] = _say
+) -> None:
+    """Serve until SIGTERM or SIGINT; then drain, stop the engine, and return. Raises ConfigurationError."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    async with running_agent(settings, choice, on_log=_engine_said) as agent:
+        announce(f"Easel agent on {agent.url}, engine at {choice.url}")
+        watching = asyncio.create_task(_say_when_ready(agent, announce))
+        try:
+            await stop.wait()
+        finally:
+            watching.cancel()
+        announce("stopping: running tasks may end first")
+
+
+async def _say_when_ready(agent: RunningAgent, announce: Callable[[str], None]) -> None:
+    try:
+        await agent.state.link.wait_ready(agent.state.settings.supervision.start_timeout)
+        announce("engine ready")
+    except EngineError as error:
+        announce(f"engine not ready: {error}")

@@ -1,0 +1,133 @@
+"""``GET /api/run/ws``: the first message is the prompt; progress, previews and the result come back."""
+
+from __future__ import annotations
+
+import asyncio
+import base64 as b64
+import contextlib
+
+import msgspec
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+
+from easel.agent import wire
+from easel.agent.run_door import last_message, parse
+from easel.agent.state import STATE, AgentState
+from easel.agent.task import Listener, Task
+from easel.errors import BadRequest, EaselError
+
+FIRST_MESSAGE = 60.0
+"""Seconds a caller may take to send the prompt."""
+HEARTBEAT = 20.0
+"""Seconds between pings; a caller that does not answer one is gone."""
+SEND_TIMEOUT = 60.0
+"""Seconds a reader may take for one message."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def run_socket(request: web.Request) -> web.StreamResponse:
+    """Serve the door."""
+    state = request.app[STATE]
+    base64, previews = wire.flag(request, "output_base64"), wire.flag(request, "preview")
+    task_id = wire.task_id_of(request)
+    socket = web.WebSocketResponse(
+        heartbeat=HEARTBEAT, max_msg_size=state.settings.max_body_bytes, compress=False
+    )
+    if not socket.can_prepare(request).ok:
+        raise BadRequest("this is a WebSocket; POST /api/run takes the prompt by HTTP")
+    await socket.prepare(request)
+    try:
+        body = await _first_message(socket)
+        if body is None:
+            return socket
+        parsed = await parse(state, body)
+        task = await state.tasks.submit(task_id, parsed, detached=False)
+    except EaselError as error:
+        await _send(socket, _encode({"type": "error", "data": wire.error_body(error)}))
+        await socket.close()
+        return socket
+    base64 = base64 or parsed.options.output_base64
+    with state.tasks.listening(task, previews=previews) as listener:
+        await _follow(state, socket, task, listener)
+    if not socket.closed:
+        kind, data = await last_message(state, task.record, base64)
+        await _send(socket, wire.message(kind, data, task.record, None))
+        await socket.close()
+    return socket
+
+
+async def _first_message(socket: web.WebSocketResponse) -> bytes | None:
+    """Receive the prompt; None when the caller closed instead. Raises BadRequest."""
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE):
+            message = await socket.receive()
+    except TimeoutError:
+        raise BadRequest(f"no prompt came within {FIRST_MESSAGE:g} s") from None
+    if message.type is WSMsgType.TEXT:
+        return str(message.data).encode("utf-8", "surrogatepass")
+    if message.type is WSMsgType.BINARY:
+        return bytes(message.data)
+    return None
+
+
+async def _follow(
+    state: AgentState, socket: web.WebSocketResponse, task: Task, listener: Listener
+) -> None:
+    """Send progress until the task is over or the caller leaves (or says ``{"type": "close"}``)."""
+    reader = asyncio.create_task(_until_left(socket))
+    sender = asyncio.create_task(_progress(state, socket, task, listener))
+    try:
+        await asyncio.wait({reader, sender}, return_when=asyncio.FIRST_COMPLETED)
+        if reader.done() and not task.over:
+            await socket.close()
+    finally:
+        for work in (reader, sender):
+            work.cancel()
+        await asyncio.wait({reader, sender})
+
+
+async def _progress(
+    state: AgentState, socket: web.WebSocketResponse, task: Task, listener: Listener
+) -> None:
+    while not task.over:
+        position = state.tasks.position(task.id)
+        await _send(socket, wire.message("progress", task.record.nodes, task.record, position))
+        while not await listener.wait(HEARTBEAT):
+            pass
+        preview = listener.take_preview()
+        if preview is not None:
+            data = {
+                "node": preview.node_id,
+                "image_type": preview.image_type,
+                "image": b64.b64encode(preview.data).decode("ascii"),
+            }
+            await _send(socket, wire.message("preview", data, task.record, None))
+
+
+async def _until_left(socket: web.WebSocketResponse) -> None:
+    """Read until the caller closes."""
+    async for message in socket:
+        if _says_close(message):
+            return
+
+
+def _says_close(message: WSMessage) -> bool:
+    if message.type is not WSMsgType.TEXT:
+        return False
+    with contextlib.suppress(ValueError, RecursionError):
+        said = msgspec.json.decode(message.data)
+        return isinstance(said, dict) and said.get("type") == "close"
+    return False
+
+
+async def _send(socket: web.WebSocketResponse, payload: bytes) -> None:
+    """Send a text message; a reader that does not take it in time is cut off."""
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT):
+            await socket.send_frame(payload, WSMsgType.TEXT)
+    except TimeoutError:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await socket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"too slow")
+    except ConnectionError:
+        pass  # the reader side notices and ends
