@@ -142,6 +142,53 @@ def engine(
 
 
 @app.command()
+def agent(
+    *,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND...]", help="The engine's command, such as python main.py."
+        ),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port (9000); 0 takes a free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="builtin", help="Run the built-in engine.")
+    ] = None,
+    comfyui: Annotated[
+        str | None, typer.Option(metavar="URL", help="Use a ComfyUI that runs already.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where outputs, progress and the built-in engine's data go.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Progress store: files, or a database URL.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="The engine's device (CUDA_VISIBLE_DEVICES).")
+    ] = None,
+    packs: Annotated[
+        list[str] | None,
+        typer.Option("--pack", help="Further node pack of the built-in engine."),
+    ] = None,
+) -> int:
+    """Serve workflows on one ComfyUI: the Function Compute agent API, and ComfyUI itself behind it."""
+    from easel.cli import servers
+
+    return servers.agent(
+        engine_name=engine,
+        comfyui=comfyui,
+        command=command or [],
+        packs=tuple(packs or ()),
+        port=port,
+        host=host,
+        data_dir=data_dir,
+        store=store,
+        device=device,
+    )
+
+
+@app.command()
 def demo(
     *,
     once: Annotated[bool, typer.Option("--once", help="End after the example.")] = False,
