@@ -104,6 +104,56 @@ def run(
 
 
 @app.command()
+def agent(
+    *,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND ...]",
+            help="The engine's command line, such as: python main.py --listen --port 8000",
+        ),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port (9000); 0 takes a free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="builtin: start and watch the built-in engine.")
+    ] = None,
+    comfyui: Annotated[
+        str | None, typer.Option(metavar="URL", help="Use a ComfyUI that runs already.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where outputs and tasks are kept (easel-data/agent).")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Progress store: files, or a database URL.")
+    ] = None,
+    packs: Annotated[
+        list[str] | None,
+        typer.Option("--pack", help="Further node pack of the built-in engine: demo, pretend …"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="The engine's device (CUDA_VISIBLE_DEVICES).")
+    ] = None,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
+) -> int:
+    """Serve the agent in front of one engine: runs tasks, watches the engine, passes the rest through."""
+    from easel.cli import servers
+
+    return servers.agent(
+        engine=engine,
+        comfyui=comfyui,
+        command=command or (),
+        packs=tuple(packs or ()),
+        with_parent=with_parent,
+        port=port,
+        host=host,
+        data_dir=data_dir,
+        store=store,
+        device=device,
+    )
+
+
+@app.command()
 def engine(
     *,
     port: Annotated[int | None, typer.Option(help="Port (8188); 0 takes a free one.")] = None,
@@ -138,53 +188,6 @@ def engine(
         multi_user=multi_user,
         cors_origin=cors_origin,
         with_parent=with_parent,
-    )
-
-
-@app.command()
-def agent(
-    *,
-    command: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[-- COMMAND...]", help="The engine's command, such as python main.py."
-        ),
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="Port (9000); 0 takes a free one.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", metavar="builtin", help="Run the built-in engine.")
-    ] = None,
-    comfyui: Annotated[
-        str | None, typer.Option(metavar="URL", help="Use a ComfyUI that runs already.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where outputs, progress and the built-in engine's data go.")
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="Progress store: files, or a database URL.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="The engine's device (CUDA_VISIBLE_DEVICES).")
-    ] = None,
-    packs: Annotated[
-        list[str] | None,
-        typer.Option("--pack", help="Further node pack of the built-in engine."),
-    ] = None,
-) -> int:
-    """Serve workflows on one ComfyUI: the Function Compute agent API, and ComfyUI itself behind it."""
-    from easel.cli import servers
-
-    return servers.agent(
-        engine_name=engine,
-        comfyui=comfyui,
-        command=command or [],
-        packs=tuple(packs or ()),
-        port=port,
-        host=host,
-        data_dir=data_dir,
-        store=store,
-        device=device,
     )
 
 

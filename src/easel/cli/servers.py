@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
-from collections.abc import Coroutine
+import threading
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from easel.settings import load
@@ -29,30 +31,46 @@ def engine(*, with_parent: bool, **flags: Any) -> int:
 
 def agent(
     *,
-    engine_name: str | None,
+    engine: str | None,
     comfyui: str | None,
-    command: list[str],
+    command: Sequence[str],
     packs: tuple[str, ...],
+    with_parent: bool,
     **flags: Any,
 ) -> int:
-    """Serve the agent, or become its engine where ``USE_AGENT`` is off. Raises ConfigurationError."""
+    """Serve the agent; with ``USE_AGENT=0`` become the engine instead. Raises ConfigurationError."""
     settings = load(agent=given(**flags), engine=given(packs=packs))
-    from easel.agent import command as commands
+    from easel.agent.command import agent_wanted, choose, exec_engine
 
-    if not commands.agent_wanted(os.environ):
-        commands.exec_engine(command, settings.agent.port, os.environ)
-    choice = commands.choose(
-        engine=engine_name,
+    data_dir = settings.agent.data_dir
+    if not agent_wanted(os.environ):
+        words = list(command)
+        if engine == "builtin" and not words:
+            words = [sys.executable, "-m", "easel", "engine", "--host", settings.agent.host]
+            words += ["--data-dir", str(data_dir / "engine")]
+            words += [word for pack in settings.engine.packs for word in ("--pack", pack)]
+        exec_engine(words, settings.agent.port, os.environ)
+    choice = choose(
+        engine=engine,
         comfyui=comfyui,
         command=command,
         builtin=settings.engine,
-        data_dir=settings.agent.data_dir,
+        data_dir=data_dir,
         environ=os.environ,
     )
     from easel.agent.serve import serve
 
+    if with_parent:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     _run(serve(settings.agent, choice))
     return 0
+
+
+def _end_with_input() -> None:
+    """Stop in order when standard input, a pipe that only our parent holds, is closed: the parent is gone."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _run(server: Coroutine[Any, Any, Any]) -> Any:
