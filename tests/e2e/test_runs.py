@@ -170,7 +170,10 @@ async def test_an_inline_picture_is_an_input(http: aiohttp.ClientSession, target
     nodes = await run(http, prompt)
     image = picture(nodes["3"]["results"][0]).convert("RGB")
     assert image.size == (16, 9)
-    assert image.getpixel((3, 3)) == (55, 155, 205)
+    seen = image.getpixel((3, 3))
+    assert isinstance(seen, tuple)
+    # Floats are cut, not rounded, on their way to bytes.
+    assert all(abs(a - b) <= 1 for a, b in zip(seen, (55, 155, 205), strict=True))
 
 
 @pytest.mark.parametrize("door", ["/prompt", "/api/prompt"])
