@@ -7,22 +7,17 @@ import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from easel.comfy.answers import FileRef
-from easel.comfy.client import ComfyClient
-from easel.comfy.connection import Connection
-from easel.comfy.events import Event, Executed, Executing, Preview, Progress
-from easel.comfy.process import EngineProcess, EngineState
-from easel.comfy.run import Run
+from easel.comfy.events import Executed, Executing, Preview, Progress
+from easel.comfy.process import EngineProcess
 from easel.errors import (
     ConfigurationError,
     EngineDied,
-    EngineError,
     EngineSilent,
     ExecutionFailed,
     FileNotFound,
@@ -30,78 +25,27 @@ from easel.errors import (
 )
 from easel.settings import SupervisionSettings
 from easel.workflow.types import Prompt
+from tests.comfy.supervised import Instance, heard, stepping, supervised
 from tests.e2e.conftest import endless, text_to_image
 from tests.servers import free_port
-from tests.waiting import until
 
 pytestmark = [pytest.mark.real_comfyui, pytest.mark.asyncio(loop_scope="module")]
 seeds = itertools.count(700_000)
-
-
-@dataclass
-class Instance:
-    """A supervised ComfyUI and the connection to it, put together as an agent does."""
-
-    process: EngineProcess
-    connection: Connection
-    deaths: list[EngineError] = field(default_factory=list)
-
-    def died(self, error: EngineError) -> None:
-        self.deaths.append(error)
-        self.connection.lose(error)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def instance(comfyui: tuple[Path, str], comfyui_base: Path) -> AsyncIterator[Instance]:
     folder, python = comfyui
     port = free_port()
-    process = EngineProcess(
-        [
-            *(python, "main.py", "--cpu", "--port", str(port)),
-            *("--base-directory", str(comfyui_base)),
-            *("--database-url", f"sqlite:///{comfyui_base / 'comfyui.db'}"),
-            *("--preview-method", "latent2rgb"),
-        ],
-        url=f"http://127.0.0.1:{port}",
-        cwd=folder,
-        settings=SupervisionSettings(silent_timeout=6, probe_interval=0.5, restart_backoff=0.1),
-    )
-    async with ComfyClient(process.url) as client:
-        made = Instance(process, Connection(client))
-        process.on_died = made.died
-        process.activity = made.connection.stalled_for
-        await process.start()
-        await process.wait_ready(120)
-        await made.connection.open()
-        yield made
-        await made.connection.close()
-        await process.stop()
-
-
-async def heard(run: Run) -> list[Event]:
-    async with asyncio.timeout(120):
-        return [event async for event in run]
-
-
-async def stepping(run: Run) -> None:
-    """Wait until the sampler has made a step."""
-    async with asyncio.timeout(120):
-        async for event in run:
-            if isinstance(event, Progress):
-                return
-
-
-async def recovered(instance: Instance, starts: int) -> None:
-    """Wait for the next process and the socket to it, and let it run a prompt."""
-
-    async def look() -> bool:
-        process = instance.process
-        return process.starts == starts and process.state is EngineState.READY
-
-    await until(look, timeout=120)
-    await instance.connection.wait_connected(30)
-    outcome = await (await instance.connection.submit(text_to_image(next(seeds)))).outcome()
-    assert outcome.status == "success"
+    command = [
+        *(python, "main.py", "--cpu", "--port", str(port)),
+        *("--base-directory", str(comfyui_base)),
+        *("--database-url", f"sqlite:///{comfyui_base / 'comfyui.db'}"),
+        *("--preview-method", "latent2rgb"),
+    ]
+    settings = SupervisionSettings(silent_timeout=6, probe_interval=0.5, restart_backoff=0.1)
+    async with supervised(command, f"http://127.0.0.1:{port}", settings, folder) as instance:
+        yield instance
 
 
 async def test_text_to_image_with_previews(instance: Instance, tmp_path: Path) -> None:
@@ -221,7 +165,7 @@ async def test_killed_in_mid_prompt(instance: Instance) -> None:
         assert outcome.status == "lost"
         assert isinstance(outcome.error, EngineDied)
         assert outcome.error.log
-    await recovered(instance, starts + 1)
+    await instance.recovered(starts + 1, text_to_image(next(seeds)))
 
 
 async def test_stopped_in_mid_prompt(instance: Instance) -> None:
@@ -234,7 +178,7 @@ async def test_stopped_in_mid_prompt(instance: Instance) -> None:
     assert outcome.status == "lost"
     assert isinstance(outcome.error, EngineSilent)
     assert "has not answered" in str(outcome.error)
-    await recovered(instance, starts + 1)
+    await instance.recovered(starts + 1, text_to_image(next(seeds)))
 
 
 async def test_a_taken_port_is_told(

@@ -39,6 +39,8 @@ WAITING_FACTOR = 3
 """A waiting prompt is asked for this much more rarely than a silent running one."""
 DOUBT_PAUSE = 4.0
 """Silence after which a socket in doubt is opened again, at first; doubled each time."""
+LAST_WORDS = 0.5
+"""Longest wait, when an engine is gone in the middle of a post, for its supervision to say why."""
 ABANDON_TRIES = 5
 
 
@@ -167,6 +169,8 @@ class Connection:
                 )
             except EngineError as error:
                 arrived = run.started or await self._arrived(run)
+                if arrived is None and not run.over:
+                    await run.wait(LAST_WORDS)
                 if run.over:  # lost meanwhile: whoever said so knows better why
                     (await run.outcome()).raise_for_status()
                 if arrived:

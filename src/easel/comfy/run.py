@@ -84,6 +84,11 @@ class Run:
         """Wait for the end and return it. Never raises for what happened to the prompt: see `Outcome.error`."""
         return await asyncio.shield(self._outcome)
 
+    async def wait(self, timeout: float) -> bool:
+        """Wait at most so many seconds for the end; tell whether it has come."""
+        await asyncio.wait((self._outcome,), timeout=timeout)
+        return self.over
+
     async def cancel(self) -> bool:
         """Stop the prompt, waiting or running; returns when the engine has been told.
 
