@@ -33,7 +33,8 @@ pytestmark = pytest.mark.timeout(120)
 async def agent(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     """An agent with the built-in engine, shared by this module's tests."""
     folder = tmp_path_factory.mktemp("cli") / "agent"
-    async with running_agent(folder, "--engine", "builtin", "--pack", "demo") as found:
+    env = {"EASEL_AGENT__SUPERVISION__RESTART_BACKOFF": "0.1"}
+    async with running_agent(folder, "--engine", "builtin", "--pack", "demo", env=env) as found:
         yield found
 
 

@@ -248,7 +248,7 @@ async def test_node_errors_are_listed(workflow: Path) -> None:
     error = {
         "error": "the prompt is not valid",
         "code": "invalid_prompt",
-        "node_errors": {"1": {"class_type": "LoadImage", "errors": [details]}},
+        "node_errors": {"1": {"class_type": "LoadImage", "errors": [details, {"message": "No"}]}},
     }
 
     async def talk(socket: web.WebSocketResponse, _: int) -> None:
@@ -258,6 +258,7 @@ async def test_node_errors_are_listed(workflow: Path) -> None:
         found = await run(scripted, workflow)
     assert found.code == 2
     assert "  node 1 (LoadImage): Value not in list: image: 'a.png' not in []\n" in found.err
+    assert "  node 1 (LoadImage): No\n" in found.err
 
 
 async def test_messages_that_are_none(workflow: Path) -> None:

@@ -53,7 +53,9 @@ def describe(error: EaselError) -> list[str]:
     """Return what a person reads: the error, what else is known, and what to do, a line each."""
     lines = [f"error: {_one_line(error.message)}"]
     if isinstance(error, InvalidPrompt):
-        lines += [f"  {line}" for line in _node_errors(error.node_errors)]
+        found = _node_errors(error.node_errors)
+        # One alone is what the message says already.
+        lines += [f"  {line}" for line in found] if len(found) > 1 else []
     if error.log:
         lines += ["the engine's last log lines:"]
         lines += [f"  | {line.rstrip()}" for line in error.log[-_LOG_LINES:]]
