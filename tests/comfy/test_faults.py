@@ -131,7 +131,7 @@ class LateCleanUp(Replay):
 async def test_a_socket_made_deaf_by_the_one_before_is_opened_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("easel.comfy.connection.DOUBT_PAUSE", 0.3)
+    monkeypatch.setattr("easel.comfy.following.DOUBT_PAUSE", 0.3)
     server = LateCleanUp()
     gate = server.gate("executed")
     async with connected(server) as connection:
