@@ -53,7 +53,11 @@ class EngineUploader:
 
 
 async def store_output(
-    client: ComfyClient, files: OutputFiles, task_id: str, item: OutputItem
+    client: ComfyClient,
+    files: OutputFiles,
+    task_id: str,
+    item: OutputItem,
+    contents: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Copy one file output of the engine into storage; see `OutputFiles.store`.
 
@@ -62,7 +66,7 @@ async def store_output(
     ref = FileRef(item.filename, item.subfolder, item.type)
     try:
         async with client.view(ref) as stream:
-            return await files.store(task_id, item, stream.chunks())
+            return await files.store(task_id, item, stream.chunks(), contents)
     except FileNotFound as error:
         raise OutputFailed(
             f"output {item.filename!r} of node {item.node_id!r} is gone from the engine",

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import os
 import re
 import secrets
 import shutil
@@ -49,12 +50,17 @@ class OutputFiles:
         await asyncio.to_thread(self._prepare)
 
     async def store(
-        self, task_id: str, item: OutputItem, stream: AsyncIterable[bytes]
+        self,
+        task_id: str,
+        item: OutputItem,
+        stream: AsyncIterable[bytes],
+        contents: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """Copy a file output from the engine's byte stream and return its entry for `NodeProgress.images`:
 
         ``{filename, subfolder, type: "output", url, size, media_type, kind, node, key}`` and what the node said besides.
-        ``url`` is relative to the agent's root. Raises `OutputFailed`; errors of the stream pass; no half file stays.
+        ``url`` is relative to the agent's root. A small file's base64 is put into ``contents``, under its new name, while
+        it is at hand. Raises `OutputFailed`; errors of the stream pass; no half file stays.
         """
         name = _unique_name(item.filename)
         waiting: list[bytes] = []
@@ -68,6 +74,8 @@ class OutputFiles:
                     half = half or _HalfFile(self._task_folder(task_id), name)
                     await asyncio.to_thread(half.write, waiting)
                     waiting, waiting_size = [], 0
+            if contents is not None and half is None:
+                contents[name] = base64.b64encode(b"".join(waiting)).decode("ascii")
             half = half or _HalfFile(self._task_folder(task_id), name)
             size = await asyncio.to_thread(half.finish, waiting)
         except OSError as error:
@@ -206,12 +214,23 @@ class _HalfFile:
                 self._path.unlink(missing_ok=True)
 
     def _append(self, chunks: list[bytes]) -> None:
+        # Few system calls: each of them hands the interpreter over to the event loop and has to get it back.
+        flags = os.O_WRONLY | os.O_APPEND
         if not self._made:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            self._made = True
+            flags |= os.O_CREAT | os.O_EXCL
+            with contextlib.suppress(FileExistsError):
+                self._folder.mkdir()
+        file = os.open(self._path, flags, 0o644)
+        self._made = True
+        try:
             for chunk in chunks:
-                self._size += file.write(chunk)
+                view = memoryview(chunk)
+                while view:
+                    written = os.write(file, view)
+                    self._size += written
+                    view = view[written:]
+        finally:
+            os.close(file)
 
 
 def _folder_name(task_id: str) -> str:

@@ -7,7 +7,6 @@ import asyncio
 from aiohttp import web
 
 from easel.agent import wire
-from easel.agent.record import TaskRecord
 from easel.agent.state import STATE, AgentState
 from easel.agent.task import Task
 from easel.errors import BadRequest, BodyTooLarge, EaselError
@@ -63,34 +62,38 @@ async def run(request: web.Request) -> web.StreamResponse:
     if invocation == "async":
         task = await state.tasks.submit(task_id, parsed, detached=True)
         return web.Response(status=202, headers=wire.task_headers(task.record))
-    task = await state.tasks.submit(task_id, parsed, detached=False)
+    task = await state.tasks.submit(task_id, parsed, detached=False, base64=base64)
     if "text/event-stream" in request.headers.get("Accept", ""):
         return await _stream(request, state, task, base64)
     with state.tasks.listening(task):
         await asyncio.shield(task.finished)
-    return await answer(state, task.record, base64)
+    return await answer(state, task, base64)
 
 
-async def answer(state: AgentState, record: TaskRecord, base64: bool) -> web.Response:
+async def answer(state: AgentState, task: Task, base64: bool) -> web.Response:
     """Return the answer to a blocking run: the node map, or the error with its status."""
+    record = task.record
     headers = wire.task_headers(record)
     if record.error is not None:
         return wire.error_answer(record.error, headers)
     try:
-        nodes = await state.with_base64(record) if base64 else record.nodes
+        nodes = await state.with_base64(record, task.contents) if base64 else record.nodes
     except EaselError as error:
         return wire.error_answer(error, headers)
     return wire.json_answer(nodes, headers=headers)
 
 
 async def last_message(
-    state: AgentState, record: TaskRecord, base64: bool
+    state: AgentState, task: Task, base64: bool
 ) -> tuple[str, dict[str, object] | object]:
     """Return type and data of the message that ends a stream."""
+    record = task.record
     if record.error is not None:
         return "error", wire.error_body(record.error)
     try:
-        return "result", await state.with_base64(record) if base64 else record.nodes
+        if not base64:
+            return "result", record.nodes
+        return "result", await state.with_base64(record, task.contents)
     except EaselError as error:
         return "error", wire.error_body(error)
 
@@ -115,7 +118,7 @@ async def _stream(
             await response.write(b"event: progress\ndata: " + progress + b"\n\n")
             while not await listener.wait(KEEPALIVE):
                 await response.write(b": waiting\n\n")
-    kind, data = await last_message(state, task.record, base64)
+    kind, data = await last_message(state, task, base64)
     final = wire.message(kind, data, task.record, None)
     await response.write(b"event: " + kind.encode() + b"\ndata: " + final + b"\n\n")
     await response.write_eof()

@@ -122,7 +122,9 @@ class Runner:
         entries: dict[str, list[dict[str, object]]] = {}
         for item in collect(outcome.outputs, task.prompt):
             if item.is_file:
-                entry = await store_output(self._link.client, self._outputs, task.id, item)
+                entry = await store_output(
+                    self._link.client, self._outputs, task.id, item, task.contents
+                )
             else:
                 entry = value_entry(item)
             entries.setdefault(item.node_id, []).append(entry)

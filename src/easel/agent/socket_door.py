@@ -41,16 +41,16 @@ async def run_socket(request: web.Request) -> web.StreamResponse:
         if body is None:
             return socket
         parsed = await parse(state, body)
-        task = await state.tasks.submit(task_id, parsed, detached=False)
+        base64 = base64 or parsed.options.output_base64
+        task = await state.tasks.submit(task_id, parsed, detached=False, base64=base64)
     except EaselError as error:
         await _send(socket, _encode({"type": "error", "data": wire.error_body(error)}))
         await socket.close()
         return socket
-    base64 = base64 or parsed.options.output_base64
     with state.tasks.listening(task, previews=previews) as listener:
         await _follow(state, socket, task, listener)
     if not socket.closed:
-        kind, data = await last_message(state, task.record, base64)
+        kind, data = await last_message(state, task, base64)
         await _send(socket, wire.message(kind, data, task.record, None))
         await socket.close()
     return socket

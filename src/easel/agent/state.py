@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -27,18 +28,23 @@ class AgentState:
     outputs: OutputFiles
     proxy: aiohttp.ClientSession
 
-    async def with_base64(self, record: TaskRecord) -> dict[str, object]:
-        """Return the node map with the files' content in ``results``.
+    async def with_base64(
+        self, record: TaskRecord, contents: Mapping[str, str] | None = None
+    ) -> dict[str, object]:
+        """Return the node map with the files' content in ``results``; what is not in ``contents`` is read.
 
         Raises OutputFailed for a file that is too large, FileNotFound for one that has been removed.
         """
         nodes: dict[str, object] = {}
         for node_id, progress in record.nodes.items():
-            results = [
-                await self.outputs.read_base64(record.id, entry["filename"], BASE64_LIMIT)
-                for entry in progress.images
-                if "url" in entry
-            ]
+            results: list[str] = []
+            for entry in progress.images:
+                if "url" in entry:
+                    name = entry["filename"]
+                    at_hand = contents.get(name) if contents else None
+                    results.append(
+                        at_hand or await self.outputs.read_base64(record.id, name, BASE64_LIMIT)
+                    )
             nodes[node_id] = {
                 "max": progress.max,
                 "value": progress.value,

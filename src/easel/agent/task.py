@@ -63,6 +63,9 @@ class Task:
         self.prompt: Prompt = {}
         self.extra_data: dict[str, Any] = {}
         self.outputs: list[str] | None = None
+        """The output nodes that will run, where validation could tell."""
+        self.contents: dict[str, str] | None = None
+        """Base64 of small outputs by stored name, for a caller that wants it; the rest is read again."""
         self.tracker: ProgressTracker | None = None
         self.run: Run | None = None
         self.cancelling = False

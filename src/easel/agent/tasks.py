@@ -125,10 +125,13 @@ class Tasks:
 
     # Accepting.
 
-    async def submit(self, task_id: str | None, body: ParsedBody, *, detached: bool) -> Task:
+    async def submit(
+        self, task_id: str | None, body: ParsedBody, *, detached: bool, base64: bool = False
+    ) -> Task:
         """Accept a task, or join the one that has this id and body already.
 
-        ``task_id`` None draws a new one. ``detached`` tasks run on without listeners and survive the agent. Raises
+        ``task_id`` None draws a new one. ``detached`` tasks run on without listeners and survive the agent; ``base64``
+        keeps the content of small outputs at hand. Raises
         InvalidTaskId, TaskConflict, TooManyTasks, InvalidPrompt, InputRejected, StoreFailed and EngineError; then
         nothing is left behind.
         """
@@ -153,6 +156,7 @@ class Tasks:
             created=self._clock(),
         )
         task = self._tasks[record.id] = Task(record, detached=detached)
+        task.contents = {} if base64 else None
         try:
             known = await self._store.load(record.id) if task_id is not None else None
             if known is None:

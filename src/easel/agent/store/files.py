@@ -197,12 +197,15 @@ class FileStore:
     def _write(self, data: bytes, durable: bool) -> Path:
         path = self._new / f"{self._process}-{next(self._numbers)}"
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(file, view) :]
                 if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
+                    os.fsync(file)
+            finally:
+                os.close(file)
         except OSError:
             path.unlink(missing_ok=True)
             raise
