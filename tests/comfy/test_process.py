@@ -235,6 +235,20 @@ async def test_nothing_of_it_survives() -> None:
             await gone(pid)
 
 
+async def test_an_engine_does_not_outlive_its_launcher() -> None:
+    async with engine() as (supervised, deaths):
+        await supervised.start()
+        await supervised.wait_ready(20)
+        pid = supervised.pid
+        launcher = psutil.Process(pid).parent()
+        assert launcher is not None
+        assert "launcher" in " ".join(launcher.cmdline())
+        launcher.kill()
+        await gone(pid)
+        await again(supervised, 2)
+        assert isinstance(deaths[0], EngineDied)
+
+
 def pids(log: list[str]) -> list[int]:
     """The grandchildren the stand-in names."""
     return [int(line.split()[1]) for line in log if line.startswith("grandchild")]
