@@ -36,3 +36,10 @@ def is_link(value: object) -> TypeGuard[list[Any]]:
         and isinstance(value[1], int)
         and not isinstance(value[1], bool)
     )
+
+
+def unwrapped(value: Any) -> Any:
+    """Return a constant as it is meant: ComfyUI writes lists that are values, not links, as ``{"__value__": [...]}``."""
+    if isinstance(value, dict) and "__value__" in value:
+        return value["__value__"]
+    return value

@@ -7,20 +7,16 @@ recurses, so that no prompt is too deep, and no JSON makes it raise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from easel.workflow.types import NodeId, ObjectInfo
-
-Problem: TypeAlias = dict[str, Any]
-"""One entry of ``node_errors[id]["errors"]``: ``type, message, details, extra_info``."""
+from easel.workflow.constants import Problem, convert, judge, problem, text
+from easel.workflow.links import link_problem
+from easel.workflow.types import NodeId, ObjectInfo, unwrapped
 
 Check: TypeAlias = Callable[[NodeId, str, Mapping[str, Any]], "Custom | None"]
 """``check(node_id, class_type, constant_inputs)``: the class's own validation, None when it has none."""
-
-LONG_LIST = 20
-"""Choices beyond which an error says only how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +55,9 @@ def validate_prompt(
         return _refused("invalid_prompt", "The prompt is not an object of nodes.", "")
     outputs: list[NodeId] = []
     for node_id, node in prompt.items():
-        problem = _unknown(node_id, node, object_info)
-        if problem is not None:
-            return problem
+        refused = _unknown(node_id, node, object_info)
+        if refused is not None:
+            return refused
         if object_info[node["class_type"]].get("output_node") and (
             targets is None or node_id in targets
         ):
@@ -83,7 +79,7 @@ def _unknown(node_id: object, node: object, object_info: ObjectInfo) -> Validati
     name = node["class_type"]
     if not isinstance(name, str) or name not in object_info:
         return _refused(
-            "invalid_prompt", f"Cannot execute because node {name} does not exist.", where
+            "invalid_prompt", f"Cannot execute because node {text(name)} does not exist.", where
         )
     if not isinstance(node.get("inputs"), dict):
         return _refused(
@@ -97,10 +93,6 @@ def _unknown(node_id: object, node: object, object_info: ObjectInfo) -> Validati
 def _refused(kind: str, message: str, details: str) -> Validation:
     error = {"type": kind, "message": message, "details": details, "extra_info": {}}
     return Validation(error, [], {})
-
-
-def _problem(kind: str, message: str, details: str, **extra_info: Any) -> Problem:
-    return {"type": kind, "message": message, "details": details, "extra_info": extra_info}
 
 
 class _Validator:
@@ -117,6 +109,7 @@ class _Validator:
         self._info = object_info
         self._values = values
         self._check = check
+        self._declarations: dict[str, dict[str, tuple[list[Any], bool]]] = {}
         self._problems: dict[NodeId, list[Problem]] = {}
         """Nodes looked at, in the order they were finished."""
         self._valid: dict[NodeId, bool] = {}
@@ -128,12 +121,12 @@ class _Validator:
         details: list[str] = []
         node_errors: dict[NodeId, dict[str, Any]] = {}
         for output in outputs:
-            needed = self._visit(output)
+            faulty = self._visit(output)
             if self._valid[output]:
                 good.append(output)
                 continue
             details += [f"{p['message']}: {p['details']}" for p in self._problems[output]]
-            for node_id in needed:
+            for node_id in faulty:
                 if self._problems[node_id]:
                     entry = node_errors.setdefault(
                         node_id,
@@ -155,17 +148,19 @@ class _Validator:
         return Validation(error, [], node_errors)
 
     def _visit(self, output: NodeId) -> list[NodeId]:
-        """Validate everything `output` needs, deepest first, and return those nodes in that order."""
+        """Validate everything `output` needs, deepest first, and return what is not valid of it in that order."""
         done: dict[NodeId, None] = {}
-        path: dict[NodeId, None] = {}
-        stack: list[tuple[NodeId, Iterable[NodeId]]] = [(output, iter(self._needs(output)))]
-        path[output] = None
+        path: dict[NodeId, None] = {output: None}
+        stack: list[tuple[NodeId, Iterator[NodeId]]] = [(output, iter(self._needs(output)))]
+        round_found = False
         while stack:
             node_id, needs = stack[-1]
             for other in needs:
                 if other in path:
-                    self._cycle(other, path)
-                elif other not in done:
+                    if not round_found:
+                        round_found = True
+                        self._cycle(other, path)
+                elif other not in done and not self._valid.get(other):
                     path[other] = None
                     stack.append((other, iter(self._needs(other))))
                     break
@@ -178,7 +173,7 @@ class _Validator:
         return list(done)
 
     def _cycle(self, node_id: NodeId, path: Iterable[NodeId]) -> None:
-        """A node needs itself: every node on the way round is at fault."""
+        """A node needs itself: every node on the way round is at fault. One way round is told for each output."""
         around = list(path)
         around = around[around.index(node_id) :]
         shown = " -> ".join([*around[-5:], node_id])
@@ -186,241 +181,110 @@ class _Validator:
             problems = self._problems.setdefault(member, [])
             if not any(p["type"] == "dependency_cycle" for p in problems):
                 problems.append(
-                    _problem(
+                    problem(
                         "dependency_cycle", "Node needs its own output", shown, cycle=around[:100]
                     )
                 )
 
     def _needs(self, node_id: NodeId) -> list[NodeId]:
         """Existing nodes that a node's declared inputs link to, in order."""
-        found: list[NodeId] = []
+        found: dict[NodeId, None] = {}
         inputs = self._prompt[node_id]["inputs"]
         for name in self._declared(node_id):
             value = inputs.get(name)
             if isinstance(value, list) and len(value) == 2:
                 other = value[0]
-                if isinstance(other, str) and other in self._prompt and other not in found:
-                    found.append(other)
-        return found
+                if isinstance(other, str) and other in self._prompt:
+                    found[other] = None
+        return list(found)
 
     def _declared(self, node_id: NodeId) -> dict[str, tuple[list[Any], bool]]:
         """Input name → its declaration and whether it is required."""
-        declared = self._info[self._prompt[node_id]["class_type"]].get("input", {})
-        return {
-            name: (list(spec), group == "required")
-            for group in ("required", "optional")
-            for name, spec in declared.get(group, {}).items()
-        }
+        name = self._prompt[node_id]["class_type"]
+        known = self._declarations.get(name)
+        if known is None:
+            declared = self._info[name].get("input", {})
+            known = self._declarations[name] = {
+                name: (list(spec), group == "required")
+                for group in ("required", "optional")
+                for name, spec in declared.get(group, {}).items()
+            }
+        return known
 
     def _judge(self, node_id: NodeId) -> None:
         """Validate one node whose inputs have been judged."""
         problems = self._problems.setdefault(node_id, [])
         node = self._prompt[node_id]
         inputs: dict[str, Any] = node["inputs"]
-        custom = self._custom(node_id, node, problems) if self._values else None
+        declared = self._declared(node_id)
+        unfit: dict[str, Problem] = {}
+        custom = None
+        if self._values:
+            for name, (spec, _) in declared.items():
+                if name in inputs and not isinstance(inputs[name], list):
+                    failure = convert(inputs, name, spec)
+                    if failure is not None:
+                        unfit[name] = failure
         whole = True
-        for name, (spec, required) in self._declared(node_id).items():
+        later: list[Problem] = []
+        if self._check is not None and self._values:
+            custom = self._custom(node_id, node, later)
+        for name, (spec, required) in declared.items():
             if name not in inputs:
                 if required:
-                    problems.append(
-                        _problem(
-                            "required_input_missing",
-                            "Required input is missing",
-                            name,
-                            input_name=name,
-                        )
-                    )
+                    problems.append(_missing(name))
                 continue
             value = inputs[name]
             if isinstance(value, list):
-                whole &= self._link(name, spec, value, problems)
-            elif self._values:
-                skip = custom is not None and name in custom.inputs
-                _value(inputs, name, spec, skip, problems)
-        if custom is not None:
-            for name, reason in custom.refusals.items():
-                problems.append(
-                    _problem(
-                        "custom_validation_failed",
-                        "Custom validation failed for node",
-                        f"{name} - {reason}",
-                        input_name=name,
-                    )
+                fault = link_problem(
+                    self._prompt, self._info, name, spec, value, plain=not self._values
                 )
+                if fault is None:
+                    whole &= self._valid.get(value[0], False)
+                else:
+                    problems.append(fault)
+            elif name in unfit:
+                problems.append(unfit[name])
+            elif self._values and (custom is None or name not in custom.inputs):
+                fault = judge(value, name, spec)
+                if fault is not None:
+                    problems.append(fault)
+        problems += later
         self._problems[node_id] = self._problems.pop(node_id)
         self._valid[node_id] = whole and not problems
 
     def _custom(
         self, node_id: NodeId, node: dict[str, Any], problems: list[Problem]
     ) -> Custom | None:
-        if self._check is None:
-            return None
-        constants = {k: v for k, v in node["inputs"].items() if not isinstance(v, list)}
+        """Ask the class's own validation; what it refuses goes to the problems."""
+        assert self._check is not None
+        constants = {k: unwrapped(v) for k, v in node["inputs"].items() if not isinstance(v, list)}
         try:
-            return self._check(node_id, node["class_type"], constants)
-        except Exception as error:  # noqa: BLE001 - a pack's own code
+            custom = self._check(node_id, node["class_type"], constants)
+        except (Exception, SystemExit, GeneratorExit) as error:  # noqa: BLE001 - a pack's own code
+            reason = text(error)
             problems.append(
-                _problem(
+                problem(
                     "exception_during_validation",
                     "Exception when validating node",
-                    str(error),
+                    reason,
                     exception_type=type(error).__name__,
                     traceback=[],
                 )
             )
             return None
-
-    def _link(self, name: str, spec: list[Any], value: list[Any], problems: list[Problem]) -> bool:
-        """Check a link; the answer is whether what it leads to is valid."""
-        if len(value) != 2:
-            problems.append(_bad_link(name, spec, value))
-            return True
-        source, slot = value
-        if not isinstance(source, str) or source not in self._prompt:
-            problems.append(self._dangling(name, spec, value))
-            return True
-        types = self._info[self._prompt[source]["class_type"]].get("output", [])
-        if isinstance(slot, bool) or not isinstance(slot, int) or not 0 <= slot < len(types):
-            problems.append(_bad_link(name, spec, value))
-            return True
-        wanted, received = spec[0], types[slot]
-        if not fits(received, wanted):
-            shown = "COMBO" if isinstance(wanted, list) else wanted
-            problems.append(
-                _problem(
-                    "return_type_mismatch",
-                    "Return type mismatch between linked nodes",
-                    f"{name}, received_type({received}) mismatch input_type({shown})",
+        if custom is not None:
+            problems += [
+                problem(
+                    "custom_validation_failed",
+                    "Custom validation failed for node",
+                    f"{name} - {reason}",
                     input_name=name,
-                    input_config=spec,
-                    received_type=received,
-                    linked_node=value,
                 )
-            )
-            return True
-        return self._valid.get(source, False)
-
-    def _dangling(self, name: str, spec: list[Any], value: list[Any]) -> Problem:
-        """A link to a node that does not exist. ComfyUI reports the KeyError it runs into, without the input."""
-        reason = f"input {name!r} links to node {value[0]!r}, which does not exist"
-        if not self._values:
-            return _problem(
-                "bad_linked_input",
-                "Link to a node that does not exist",
-                reason,
-                input_name=name,
-                input_config=spec,
-                received_value=value,
-            )
-        return _problem(
-            "exception_during_validation",
-            "Exception when validating node",
-            repr(value[0]),
-            exception_type="KeyError",
-            traceback=[f"  {reason}\n"],
-        )
+                for name, reason in custom.refusals.items()
+            ]
+        return custom
 
 
-def _bad_link(name: str, spec: list[Any], value: list[Any]) -> Problem:
-    return _problem(
-        "bad_linked_input",
-        "Bad linked input, must be a length-2 list of [node_id, slot_index]",
-        name,
-        input_name=name,
-        input_config=spec,
-        received_value=value,
-    )
-
-
-def fits(received: object, wanted: object) -> bool:
-    """Tell whether an output of one type may feed an input of another.
-
-    ``*`` fits everything; types may be unions (``"INT,FLOAT"``): every type of the output must be among the input's.
-    Choices (lists, ``COMBO``) take outputs that are choices, too.
-    """
-    if isinstance(wanted, list):
-        wanted = "COMBO"
-    if isinstance(received, list):
-        received = "COMBO"
-    if not isinstance(received, str) or not isinstance(wanted, str):
-        return received == wanted
-    if "*" in (received, wanted) or received == wanted:
-        return True
-    return {t.strip() for t in received.split(",")} <= {t.strip() for t in wanted.split(",")}
-
-
-def _convert(kind: object, value: Any) -> Any:
-    """Convert a constant as ComfyUI does. Raises ValueError, TypeError or OverflowError."""
-    if kind == "INT":
-        return int(value)
-    if kind == "FLOAT":
-        return float(value)
-    if kind == "STRING":
-        return str(value)
-    if kind == "BOOLEAN":
-        return bool(value)
-    return value
-
-
-def _value(
-    inputs: dict[str, Any], name: str, spec: list[Any], skip: bool, problems: list[Problem]
-) -> None:
-    """Check a constant: type, range, choice."""
-    kind = spec[0]
-    options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-    value = inputs[name]
-    if isinstance(value, dict) and "__value__" in value:
-        # A list as a value, not as a link, is written so.
-        value = inputs[name] = value["__value__"]
-    try:
-        value = inputs[name] = _convert(kind, value)
-    except (ValueError, TypeError, OverflowError) as error:
-        problems.append(
-            _problem(
-                "invalid_input_type",
-                f"Failed to convert an input value to a {kind} value",
-                f"{name}, {value}, {error}",
-                input_name=name,
-                input_config=spec,
-                received_value=value,
-                exception_message=str(error),
-            )
-        )
-        return
-    if skip:
-        return
-    if isinstance(value, int | float):
-        lowest, highest = options.get("min"), options.get("max")
-        limit: Any = None
-        if isinstance(lowest, int | float) and value < lowest:
-            kind_of, word, limit = "value_smaller_than_min", "smaller than min", lowest
-        elif isinstance(highest, int | float) and value > highest:
-            kind_of, word, limit = "value_bigger_than_max", "bigger than max", highest
-        if limit is not None:
-            problems.append(
-                _problem(
-                    kind_of,
-                    f"Value {value} {word} of {limit}",
-                    name,
-                    input_name=name,
-                    input_config=spec,
-                    received_value=value,
-                )
-            )
-            return
-    choices = (
-        kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
-    )
-    if isinstance(choices, list) and value not in choices:
-        long = len(choices) > LONG_LIST
-        shown = f"(list of length {len(choices)})" if long else str(choices)
-        problems.append(
-            _problem(
-                "value_not_in_list",
-                "Value not in list",
-                f"{name}: '{value}' not in {shown}",
-                input_name=name,
-                input_config=None if long else spec,
-                received_value=value,
-            )
-        )
+def _missing(name: str) -> Problem:
+    return problem("required_input_missing", "Required input is missing", name, input_name=name)
