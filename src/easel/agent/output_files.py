@@ -12,6 +12,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import AsyncIterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -44,10 +45,16 @@ class OutputFiles:
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "outputs"
+        # One thread for the last (for most: the only) write of a file: more of them only wrest the interpreter from one another.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="easel-outputs")
 
     async def open(self) -> None:
         """Make the folder and remove half-written files of a dead agent. Called once, before anything else."""
         await asyncio.to_thread(self._prepare)
+
+    async def close(self) -> None:
+        """Finish what is being written. Safe to call twice."""
+        await asyncio.to_thread(self._writer.shutdown)
 
     async def store(
         self,
@@ -77,7 +84,9 @@ class OutputFiles:
             if contents is not None and half is None:
                 contents[name] = base64.b64encode(b"".join(waiting)).decode("ascii")
             half = half or _HalfFile(self._task_folder(task_id), name)
-            size = await asyncio.to_thread(half.finish, waiting)
+            size = await asyncio.get_running_loop().run_in_executor(
+                self._writer, half.finish, waiting
+            )
         except OSError as error:
             raise OutputFailed(
                 f"output {item.filename!r} of node {item.node_id!r} cannot be stored: {error}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -60,6 +61,7 @@ async def running_agent(
         stack.push_async_callback(store.close)
         outputs = OutputFiles(settings.data_dir)
         await outputs.open()
+        stack.push_async_callback(outputs.close)
         client = ComfyClient(choice.url, timeout=ENGINE_TIMEOUT)
         link = EngineLink(client, settings.supervision, _process(settings, choice, on_log))
         if link.process is not None:
@@ -151,6 +153,10 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
     async with running_agent(settings, choice, on_log=_engine_said) as agent:
+        # What is there now stays: the collector need not look through it again, nor so often through what comes and goes.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         announce(f"Easel agent on {agent.url}, engine at {choice.url}")
         watching = asyncio.create_task(_say_when_ready(agent, announce))
         try:

@@ -95,7 +95,7 @@ class FileStore:
         self._records = root / "records"
         self._unfinished = root / "unfinished"
         self._new = root / "new"
-        self._lanes = Lanes(4)
+        self._lanes = Lanes(1)  # more threads only wrest the interpreter from one another
         self._process = uuid.uuid4().hex
         self._numbers = itertools.count()
         self._marked: set[tuple[str, str]] = set()
