@@ -6,8 +6,8 @@ The real one is named by `EASEL_COMFYUI` (its folder) and `EASEL_COMFYUI_PYTHON`
 
 from __future__ import annotations
 
-import asyncio
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,23 +105,25 @@ def comfyui() -> tuple[Path, str]:
     return Path(folder), python
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def comfyui_base(comfyui: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def comfyui_base(comfyui: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base directory for the real ComfyUI with a small random checkpoint."""
     base = tmp_path_factory.mktemp("comfyui")
     for name in ("models/checkpoints", "custom_nodes", "input", "output", "user"):
         (base / name).mkdir(parents=True)
     folder, python = comfyui
-    process = await asyncio.create_subprocess_exec(
-        python,
-        str(Path(__file__).with_name("make_checkpoint.py")),
-        str(folder),
-        str(base / "models" / "checkpoints" / CHECKPOINT),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+    made = subprocess.run(
+        [
+            python,
+            str(Path(__file__).with_name("make_checkpoint.py")),
+            str(folder),
+            str(base / "models" / "checkpoints" / CHECKPOINT),
+        ],
+        capture_output=True,
+        timeout=300,
+        check=False,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 300)
-    assert process.returncode == 0, output.decode()
+    assert made.returncode == 0, made.stderr.decode()
     return base
 
 
