@@ -208,16 +208,14 @@ async def test_what_the_engine_refuses_is_named(http: aiohttp.ClientSession) -> 
 
 
 async def test_a_failing_node_is_named(http: aiohttp.ClientSession) -> None:
-    """A truncated picture that is put into the input folder behind the agent's back."""
-    buffer = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    """A file that is no picture, put into the input folder behind the agent's back."""
     form = aiohttp.FormData()
-    form.add_field("image", buffer.getvalue()[:400], filename="torn.png", content_type="image/png")
+    form.add_field("image", b"no picture", filename="odd.png", content_type="image/png")
     form.add_field("overwrite", "true")
     async with http.post("/upload/image", data=form) as response:
         assert response.status == 200
     prompt = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": "torn.png"}},
+        "1": {"class_type": "LoadImage", "inputs": {"image": "odd.png"}},
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
     }
     async with http.post("/api/run", json=prompt) as response:
