@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +27,7 @@ class Execution:
         self.item = item
         self.folders = folders
         self.previews = previews
-        self.interrupted = threading.Event()
+        self.interrupted = item.interrupted
         self.current: NodeId | None = None
         """The node that runs, or ran last."""
         self._sink = sink

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 import math
 import threading
@@ -9,6 +11,8 @@ import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from easel.engine.context import Execution
 from easel.engine.events import EventSink
@@ -18,11 +22,15 @@ from easel.engine.history import History
 from easel.engine.node import NodeClass, Registry
 from easel.engine.object_info import class_info
 from easel.engine.queue import Item, PromptQueue
+from easel.workflow.constants import text
 from easel.workflow.types import NodeId
 from easel.workflow.validate import Custom, validate_prompt
 
 log = logging.getLogger(__name__)
 
+LEVELS_TO_SPARE = 100
+"""How much deeper than it came a body may be written, with the stack of whoever writes it."""
+_encoder = msgspec.json.Encoder()
 _SECRET = ("auth_token_comfy_org", "api_key_comfy_org")
 """Keys of ``extra_data`` that are never shown again."""
 
@@ -52,6 +60,8 @@ class Engine:
         self._folders = folders
         self._sink = sink
         self._previews = previews
+        self._static = {c.name: class_info(c, folders) for c in registry if not c.lists_files}
+        """Entries of ``/object_info`` that never change."""
         self._queue = PromptQueue(sink.queue_changed)
         self._history = History(history_limit)
         self._lock = threading.Lock()
@@ -79,6 +89,7 @@ class Engine:
         """
         if not isinstance(body, dict) or "prompt" not in body:
             raise _refusal("no_prompt", "No prompt provided", "No prompt provided")
+        _check_writable(body)
         prompt_id = _prompt_id(body)
         extra_data = _extra_data(body)
         targets = body.get("partial_execution_targets")
@@ -90,7 +101,10 @@ class Engine:
             )
         prompt = body["prompt"]
         verdict = validate_prompt(
-            prompt, self.object_info(_names(prompt)), targets=targets, check=self._check
+            prompt,
+            self.object_info(_names(prompt)),
+            targets=None if targets is None else frozenset(targets),
+            check=self._check,
         )
         if verdict.error is not None:
             raise PromptRefused(verdict.error, verdict.node_errors)
@@ -112,7 +126,7 @@ class Engine:
         else:
             names = {name} if isinstance(name, str) else name
             wanted = [c for c in map(self._registry.get, sorted(names)) if c is not None]
-        return {c.name: class_info(c, self._folders) for c in wanted}
+        return {c.name: self._static.get(c.name) or class_info(c, self._folders) for c in wanted}
 
     def queue(self) -> dict[str, Any]:
         """Return ``/queue``'s answer."""
@@ -149,13 +163,16 @@ class Engine:
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Interrupt what runs; with an id only that prompt, if it runs."""
-        execution = self._execution
-        if execution is not None and prompt_id in (None, execution.item.prompt_id):
-            execution.interrupted.set()
+        item = self._queue.running
+        if item is not None and prompt_id in {None, item.prompt_id}:
+            item.interrupted.set()
 
     def free(self, *, unload_models: bool, free_memory: bool) -> None:
-        """Empty the cache before the next prompt, or at once when idle (there are no models to unload)."""
-        if free_memory or unload_models:
+        """Empty the cache before the next prompt, or at once when idle.
+
+        ``unload_models`` alone leaves the cache as it is, as in ComfyUI; there are no models to unload.
+        """
+        if free_memory:
             self._free = True
             self._queue.wake()
 
@@ -171,8 +188,11 @@ class Engine:
         node_class = self._registry.get(name)
         if node_class is None or node_class.validate is None:
             return None
-        code = node_class.validate.__code__
-        names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        parameters = list(inspect.signature(node_class.validate).parameters.values())[1:]
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            names = [n for n in constants if node_class.declares(n)]
+        else:
+            names = [p.name for p in parameters]
         given = {n: constants[n] for n in names if n in constants}
         verdict = node_class.validate(self._folders, **given)
         if verdict is True:
@@ -199,11 +219,13 @@ class Engine:
     def _run(self, executor: Executor, item: Item) -> None:
         execution = Execution(item, self._sink, self._folders, previews=self._previews)
         self._execution = execution
+        if self._queue.closed:  # `stop` may have looked a moment too early
+            item.interrupted.set()
         began = time.monotonic()
         try:
             ended = executor.run(execution)
             self._history.add(_shown(item), ended)
-        except Exception:
+        except BaseException:
             log.exception("prompt %s could not be run", item.prompt_id)
         finally:
             self._execution = None
@@ -217,6 +239,25 @@ class Engine:
 def _refusal(kind: str, message: str, details: str) -> PromptRefused:
     error = {"type": kind, "message": message, "details": details, "extra_info": {}}
     return PromptRefused(error, {})
+
+
+def _check_writable(body: Mapping[str, Any]) -> None:
+    """See that the body can be written as JSON where it will be shown: in the queue, the history and errors.
+
+    One that is nested too deeply would break those for everybody. Raises PromptRefused.
+    """
+    shown: Any = body
+    for _ in range(LEVELS_TO_SPARE):
+        shown = [shown]
+    try:
+        try:
+            _encoder.encode(shown)
+        except UnicodeEncodeError:  # lone surrogates are written escaped
+            json.dumps(shown)
+    except Exception as error:  # noqa: BLE001 - RecursionError, and ValueError of endless digits
+        raise _refusal(
+            "invalid_request", "The request cannot be written as JSON", text(error)
+        ) from None
 
 
 def _names(prompt: object) -> set[str]:

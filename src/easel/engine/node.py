@@ -6,6 +6,7 @@ the class's ``/object_info`` entry in ComfyUI's own form, so the front end and t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
@@ -125,6 +126,21 @@ class NodeClass:
     and for those the engine's own range and combo checks are skipped, as ComfyUI's VALIDATE_INPUTS does."""
     extra_info: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of the ``/object_info`` entry."""
+
+    @property
+    def lists_files(self) -> bool:
+        """Whether the choices of an input are listed anew at every request."""
+        declared = (*self.required.values(), *self.optional.values())
+        return any(callable(one.type) for one in declared)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether its function is a coroutine function."""
+        return inspect.iscoroutinefunction(self.run)
+
+    def declares(self, name: str) -> bool:
+        """Tell whether there is an input of this name."""
+        return name in self.required or name in self.optional
 
 
 class Registry:

@@ -21,6 +21,8 @@ class Item:
     extra_data: dict[str, Any]
     outputs: list[NodeId]
     client_id: str | None
+    interrupted: threading.Event = field(default_factory=threading.Event, compare=False)
+    """Set when this prompt, and no other, is to stop."""
 
     def listed(self) -> list[Any]:
         """Return the form of ``/queue`` and ``/history``."""
@@ -35,7 +37,11 @@ class _Entry:
 
 
 class PromptQueue:
-    """The line. Thread-safe; ``changed`` is called without the lock after every change, with the number of prompts."""
+    """The line. Thread-safe.
+
+    ``changed`` is called after every change with the number of prompts, under the lock, so that the numbers come in the
+    order of the changes: it returns at once and asks nothing of the queue.
+    """
 
     def __init__(self, changed: Callable[[int], None]) -> None:
         self._changed = changed
