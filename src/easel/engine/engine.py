@@ -82,6 +82,11 @@ class Engine:
         if self._thread is not None:
             self._thread.join(timeout)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the worker thread has ended, or was never started."""
+        return self._thread is None or not self._thread.is_alive()
+
     def submit(self, body: object) -> dict[str, Any]:
         """Validate and queue the parsed body of ``POST /prompt``.
 
