@@ -76,6 +76,8 @@ class _Run:
         self._results: dict[NodeId, Result] = {}
         self._inputs: dict[NodeId, dict[str, list[Any]]] = {}
         """Of the nodes that have begun and not ended, for errors."""
+        self._at: NodeId | None = None
+        """The node that is at fault for what is raised."""
         self._executed: list[NodeId] = []
         self._ended = Ended(False, {}, {})
 
@@ -136,6 +138,7 @@ class _Run:
 
     def _begin(self, node_id: NodeId) -> bool:
         """Run a node; the answer is whether it has ended (a coroutine may go on)."""
+        self._at = node_id
         # A twin of it, with the same class and inputs, may have run a moment ago.
         found = self._results.get(node_id) or self._cache.get(self._keys.of[node_id])
         if found is not None:
@@ -158,9 +161,9 @@ class _Run:
     def _collect(self) -> NodeId:
         """Wait until one of the started coroutines ends, and take its result."""
         waiting = self._coroutines.first()
-        self._execution.current = waiting
+        self._at = self._execution.current = waiting
         node_id, returned, error = self._coroutines.take(self._execution.interrupted)
-        self._execution.current = node_id
+        self._at = self._execution.current = node_id
         if error is not None:
             raise error
         self._finish(node_id, returned)
@@ -230,7 +233,7 @@ class _Run:
         )
 
     def _failed(self, cause: BaseException) -> None:
-        node_id = self._execution.current
+        node_id = self._at
         if node_id is None:
             log.error(
                 "prompt %s failed before its first node", self._item.prompt_id, exc_info=cause

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from easel.engine.engine import Engine
+from easel.engine.engine import Engine, PromptRefused
 from easel.engine.events import Preview
 from easel.engine.folders import Folders
 from easel.engine.node import Input, Interrupted, NodeResult, Output, Registry
+from easel.engine.server.bodies import encode
 
 TIMEOUT = 20.0
 
@@ -37,7 +38,7 @@ class Sink:
             self._news.notify_all()
 
     def send(self, event: str, data: Mapping[str, Any], client_id: str | None) -> None:
-        self._note(event, json.loads(json.dumps(data)), client_id)
+        self._note(event, json.loads(encode(data)), client_id)
 
     def send_preview(self, preview: Preview, client_id: str | None) -> None:
         self._note("preview", preview.image_format, client_id)
@@ -126,6 +127,11 @@ class Bench:
         prompt_id = self.submit(prompt, **body)
         self.ended(prompt_id)
         return [short(event, data) for event, data in self.sink.of(prompt_id)]
+
+    def refused(self, refusal: PromptRefused) -> None:
+        """Check that a refusal has ComfyUI's shape and left nothing behind."""
+        assert set(refusal.error) == {"type", "message", "details", "extra_info"}
+        assert self.engine.remaining == 0
 
     def still_works(self) -> None:
         """Run a prompt that succeeds."""
