@@ -16,6 +16,7 @@
     ├── TaskConflict               409  task_conflict
     ├── TaskCancelled              409  task_cancelled
     ├── TooManyTasks               429  too_many_tasks
+    ├── TaskTimeout                504  task_timeout            (ran longer than a task may)
     ├── ExecutionFailed            500  execution_failed        (node, class, exception, traceback)
     ├── OutputFailed               502  output_failed           (an output could not be copied)
     ├── EngineError                502  engine_error
@@ -184,6 +185,13 @@ class TooManyTasks(EaselError):
 
     code = "too_many_tasks"
     http_status = 429
+
+
+class TaskTimeout(EaselError):
+    """The task ran longer than ``agent.task_timeout`` allows."""
+
+    code = "task_timeout"
+    http_status = 504
 
 
 class ExecutionFailed(EaselError):

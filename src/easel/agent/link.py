@@ -9,7 +9,7 @@ import time
 
 from easel.comfy.client import ComfyClient
 from easel.comfy.connection import Connection
-from easel.comfy.process import EngineProcess
+from easel.comfy.process import EngineProcess, EngineState
 from easel.errors import EngineError, EngineUnavailable
 from easel.settings import SupervisionSettings
 from easel.workflow.types import ObjectInfo
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 INFO_AGE = 300.0
 """Seconds after which ``/object_info`` is asked for again (lists of files and models are not read from it)."""
+REFRESH_PAUSE = 5.0
+"""Seconds between two looks for a class that was not known: unknown classes cost the engine no more than that."""
 RETRY_PAUSE = 0.5
 
 
@@ -46,6 +48,8 @@ class EngineLink:
     @property
     def ready(self) -> bool:
         """Whether prompts can be given to the engine now."""
+        if self.process is not None and self.process.state is not EngineState.READY:
+            return False  # its socket may not have noticed yet
         return self._opened.is_set() and self.connection.connected
 
     @property
@@ -90,32 +94,37 @@ class EngineLink:
                 log=self.log_tail(20) or None,
             ) from None
 
-    async def object_info(self, timeout: float) -> ObjectInfo | None:
-        """Return ``/object_info``, at most a few minutes old and not older than the process; None when it is not to be had."""
-        starts = self.process.starts if self.process is not None else 0
-        fresh = self._info_starts == starts and time.monotonic() - self._info_at < INFO_AGE
-        if self._info is not None and fresh:
+    async def object_info(self, timeout: float, *, newer: bool = False) -> ObjectInfo | None:
+        """Return ``/object_info``, not older than the process and a few minutes, with ``newer`` a few seconds.
+
+        None when it is not to be had; an old one rather than none.
+        """
+        longest = REFRESH_PAUSE if newer else INFO_AGE
+        if self._fresh(longest):
             return self._info
         async with self._info_lock:
-            if (
-                self._info is not None
-                and self._info_starts == starts
-                and self._info_at > 0
-                and fresh
-            ):
+            if self._fresh(longest):
                 return self._info
             try:
                 async with asyncio.timeout(timeout):
                     await self.wait_ready(timeout)
+                    starts = self._starts
                     self._info = await self.client.object_info()
                     self._info_at, self._info_starts = time.monotonic(), starts
             except (EngineError, TimeoutError) as error:
                 log.info("no /object_info yet: %s", error)
         return self._info
 
-    def forget_info(self) -> None:
-        """Ask for ``/object_info`` again at the next need: it did not know a class."""
-        self._info_at = 0.0
+    @property
+    def _starts(self) -> int:
+        return self.process.starts if self.process is not None else 0
+
+    def _fresh(self, longest: float) -> bool:
+        return (
+            self._info is not None
+            and self._info_starts == self._starts
+            and time.monotonic() - self._info_at < longest
+        )
 
     async def restart(self, reason: str) -> bool:
         """Kill a supervised engine and start it again; False when it is not ours."""

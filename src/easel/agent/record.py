@@ -19,6 +19,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt: Prompt
     output_base64: bool = False
+    extra_data: dict[str, Any] = {}
 
 
 class TaskRecord(msgspec.Struct, kw_only=True):

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from easel.agent import wire
 from easel.agent.state import STATE, AgentState
-from easel.agent.task import Task
+from easel.agent.task import Listener, Task
 from easel.errors import BadRequest, BodyTooLarge, EaselError
 from easel.workflow.parse import ParsedBody, parse_prompt
 
@@ -16,6 +16,8 @@ LARGE = 256 * 1024
 """Bytes of a body from which on it is parsed in a thread."""
 BODY_TIMEOUT = 120.0
 """Seconds a caller may take to send the body."""
+SEND_TIMEOUT = 60.0
+"""Seconds a reader may take for one event."""
 KEEPALIVE = 15.0
 """Seconds of silence after which a comment is sent on an event stream."""
 
@@ -60,14 +62,13 @@ async def run(request: web.Request) -> web.StreamResponse:
     parsed = await parse(state, await read_body(request, state.settings.max_body_bytes))
     base64 = wire.flag(request, "output_base64") or parsed.options.output_base64
     if invocation == "async":
-        task = await state.tasks.submit(task_id, parsed, detached=True)
+        task = await state.tasks.submit(task_id, parsed)
         return web.Response(status=202, headers=wire.task_headers(task.record))
-    task = await state.tasks.submit(task_id, parsed, detached=False, base64=base64)
-    if "text/event-stream" in request.headers.get("Accept", ""):
-        return await _stream(request, state, task, base64)
-    with state.tasks.listening(task):
-        await asyncio.shield(task.finished)
-    return await answer(state, task, base64)
+    async with state.tasks.attend(task_id, parsed, base64=base64) as listener:
+        if "text/event-stream" in request.headers.get("Accept", ""):
+            return await _stream(request, state, listener, base64)
+        await asyncio.shield(listener.task.finished)
+    return await answer(state, listener.task, base64)
 
 
 async def answer(state: AgentState, task: Task, base64: bool) -> web.Response:
@@ -99,9 +100,10 @@ async def last_message(
 
 
 async def _stream(
-    request: web.Request, state: AgentState, task: Task, base64: bool
+    request: web.Request, state: AgentState, listener: Listener, base64: bool
 ) -> web.StreamResponse:
     """Answer with server-sent events: progress as it comes, then the result or the error."""
+    task = listener.task
     response = web.StreamResponse(
         headers={
             **wire.task_headers(task.record),
@@ -110,16 +112,24 @@ async def _stream(
             "X-Accel-Buffering": "no",
         }
     )
-    with state.tasks.listening(task) as listener:
-        await response.prepare(request)
-        while not task.over:
-            position = state.tasks.position(task.id)
-            progress = wire.message("progress", task.record.nodes, task.record, position)
-            await response.write(b"event: progress\ndata: " + progress + b"\n\n")
-            while not await listener.wait(KEEPALIVE):
-                await response.write(b": waiting\n\n")
+    await response.prepare(request)
+    while not task.over:
+        position = state.tasks.position(task.id)
+        progress = wire.message("progress", task.record.nodes, task.record, position)
+        await _write(response, b"event: progress\ndata: " + progress + b"\n\n")
+        while not await listener.wait(KEEPALIVE):
+            await _write(response, b": waiting\n\n")
     kind, data = await last_message(state, task, base64)
     final = wire.message(kind, data, task.record, None)
-    await response.write(b"event: " + kind.encode() + b"\ndata: " + final + b"\n\n")
+    await _write(response, b"event: " + kind.encode() + b"\ndata: " + final + b"\n\n")
     await response.write_eof()
     return response
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    """Write to a reader; one that does not take it in time is cut off."""
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT):
+            await response.write(data)
+    except TimeoutError:
+        raise ConnectionResetError("the reader is too slow") from None

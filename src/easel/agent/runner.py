@@ -21,7 +21,14 @@ from easel.comfy.events import (
 )
 from easel.comfy.outcome import Outcome
 from easel.comfy.run import Run
-from easel.errors import EaselError, EngineSilent, TaskCancelled
+from easel.errors import (
+    EaselError,
+    EngineDied,
+    EngineError,
+    EngineUnavailable,
+    TaskCancelled,
+    TaskTimeout,
+)
 from easel.settings import AgentSettings
 from easel.workflow.outputs import collect
 from easel.workflow.progress import ProgressTracker
@@ -46,46 +53,65 @@ class Runner:
         self._link = link
         self._outputs = outputs
         self._clock = clock
+        self._in_engine: set[Attempt] = set()
 
     async def run(self, task: Task) -> None:
         """Run a task to its good end. Raises what it ended with otherwise; EngineError when it may be tried again."""
+        task.innocent = False
         await self._link.wait_ready(self._settings.supervision.start_timeout)
         if task.cancelling:
             raise TaskCancelled("the task was cancelled")
         tracker = task.tracker = ProgressTracker(task.prompt, task.outputs)
         task.record.nodes = tracker.nodes
-        run = await self._link.connection.submit(task.prompt, extra_data=task.extra_data)
+        try:
+            run = await self._link.connection.submit(task.prompt, extra_data=task.extra_data)
+        except (EngineUnavailable, EngineDied):
+            task.innocent = True  # it never began
+            raise
+        attempt = Attempt(run, self._in_engine)
         task.run = run
         task.record.prompt_id = run.prompt_id
         task.record.node_errors = run.node_errors
         try:
-            if task.cancelling:
-                await run.cancel()
             outcome = await self._watch(task, run, tracker)
         finally:
-            task.run = None
+            task.run = task.limit = None
+            self._in_engine.discard(attempt)
+        if isinstance(outcome.error, EngineError):
+            task.innocent = await attempt.innocent()
         tracker.cached(outcome.cached, self._clock())
         outcome.raise_for_status()
+        if task.ending is not None:
+            raise TaskCancelled("the task was cancelled")
         await self._keep_outputs(task, tracker, outcome)
 
     async def _watch(self, task: Task, run: Run, tracker: ProgressTracker) -> Outcome:
-        """Follow a run to its end."""
+        """Follow a run to its end, but not beyond its time."""
         try:
-            async with asyncio.timeout(self._settings.task_timeout):
+            async with asyncio.timeout(None) as limit:
+                task.limit = limit
+                if task.cancelling:
+                    await self._interrupt(task, run)
                 async for event in run:
                     self._note(task, tracker, event)
                 return await run.outcome()
         except TimeoutError:
-            await run.cancel()
-            raise EngineSilent(
+            if task.cancelling:
+                await self._free_place(task)
+                raise TaskCancelled("the task was cancelled") from None
+            node = tracker.current_node
+            await self._interrupt(task, run)
+            if not await run.wait(self._settings.supervision.stop_grace):
+                await self._free_place(task)
+            raise TaskTimeout(
                 f"the task ran longer than {self._settings.task_timeout:g} s",
                 hint="the limit is the setting agent.task_timeout",
-                node_id=tracker.current_node,
+                node_id=node,
             ) from None
         except asyncio.CancelledError:
             # The agent stops: an engine that is not ours shall not work on for nobody.
             if not run.over:
-                await asyncio.shield(run.cancel())
+                await asyncio.shield(self._interrupt(task, run))
             raise
 
     def _note(self, task: Task, tracker: ProgressTracker, event: Event) -> None:
@@ -100,6 +126,8 @@ class Runner:
                 tracker.started(now)
                 task.record.state = "running"
                 task.record.started = task.record.started or now
+                if self._settings.task_timeout and task.limit and not task.cancelling:
+                    task.limit.reschedule(self._later(self._settings.task_timeout))
             case ExecutionCached():
                 tracker.cached(event.nodes, now)
             case ProgressState():
@@ -120,40 +148,73 @@ class Runner:
     async def _keep_outputs(self, task: Task, tracker: ProgressTracker, outcome: Outcome) -> None:
         """Copy every output out of the engine, in order; what is no file goes into the record as it is."""
         entries: dict[str, list[dict[str, object]]] = {}
-        for item in collect(outcome.outputs, task.prompt):
-            if item.is_file:
-                entry = await store_output(
-                    self._link.client, self._outputs, task.id, item, task.contents
-                )
-            else:
-                entry = value_entry(item)
-            entries.setdefault(item.node_id, []).append(entry)
+        try:
+            for item in collect(outcome.outputs, task.prompt):
+                if item.is_file:
+                    entry = await store_output(
+                        self._link.client, self._outputs, task.id, item, task.contents
+                    )
+                else:
+                    entry = value_entry(item)
+                entries.setdefault(item.node_id, []).append(entry)
+            if task.ending is not None:
+                raise TaskCancelled("the task was cancelled")
+        except BaseException:
+            await asyncio.shield(self._outputs.delete(task.id))  # a failed task leaves no files
+            raise
         now = self._clock()
         for node_id, images in entries.items():
             tracker.executed(node_id, images, now)
 
     # Stopping.
 
-    async def stop(self, task: Task) -> bool:
-        """Ask the engine to stop a task and wait a moment; True when the task is over then."""
-        run = task.run
-        if run is not None:
-            try:
-                async with asyncio.timeout(CANCEL_GRACE):
-                    await run.cancel()
-            except (EaselError, TimeoutError) as error:
-                log.warning("task %s: the engine could not be told to stop: %s", task.id, error)
-        await asyncio.wait([task.finished], timeout=CANCEL_GRACE)
-        return task.over
+    async def stop(self, task: Task) -> None:
+        """Ask the engine to stop a task and wait a moment for its end.
 
-    async def free_place(self, task: Task) -> None:
-        """See that a cancelled prompt ends: a supervised engine that does not stop it in time is restarted."""
+        A prompt that is being posted is stopped when it has arrived; one that does not stop in time is ended with its
+        engine, where that is ours.
+        """
         run = task.run
-        if run is None:
+        if run is None or task.ending is not None:
             return
+        await self._interrupt(task, run)
+        await asyncio.wait([task.finished], timeout=CANCEL_GRACE)
+
+    async def _interrupt(self, task: Task, run: Run) -> None:
+        """Tell the engine to stop a prompt, and give it ``stop_grace`` from now on."""
+        if task.limit is not None and not task.limit.expired() and task.cancelling:
+            task.limit.reschedule(self._later(self._settings.supervision.stop_grace))
         try:
-            async with asyncio.timeout(self._settings.supervision.stop_grace):
-                await run.outcome()
-        except TimeoutError:
-            if not await self._link.restart("was restarted: a node did not stop when cancelled"):
-                log.warning("task %s: cancelled, but its node runs on in the engine", task.id)
+            async with asyncio.timeout(CANCEL_GRACE):
+                await run.cancel()
+        except (EaselError, TimeoutError) as error:
+            log.warning("task %s: the engine could not be told to stop: %s", task.id, error)
+
+    async def _free_place(self, task: Task) -> None:
+        """A prompt does not stop: restart its engine."""
+        if not await self._link.restart("was restarted: a node did not stop when cancelled"):
+            log.warning("task %s: cancelled, but its node runs on in the engine", task.id)
+
+    def _later(self, seconds: float) -> float:
+        return asyncio.get_running_loop().time() + seconds
+
+
+class Attempt:
+    """One prompt in the engine among others."""
+
+    def __init__(self, run: Run, in_engine: set[Attempt]) -> None:
+        self.run = run
+        self.after: set[Attempt] = set()
+        self._before = set(in_engine)
+        for other in in_engine:
+            other.after.add(self)
+        in_engine.add(self)
+
+    async def innocent(self) -> bool:
+        """Tell whether this lost prompt had not begun when its engine died: another, lost with it, had its turn."""
+        if self.run.started:
+            return False
+        suspects = self._before | {other for other in self.after if other.run.started}
+        return any(
+            [one.run.over and (await one.run.outcome()).status == "lost" for one in suspects]
+        )

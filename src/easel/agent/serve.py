@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from easel.agent import proxy
+from easel.agent.admission import Admission
 from easel.agent.app import make_app
 from easel.agent.command import EngineChoice
 from easel.agent.engine_files import EngineUploader
 from easel.agent.input_files import InputFiles
+from easel.agent.keeping import Keeping
 from easel.agent.link import EngineLink
 from easel.agent.output_files import OutputFiles
+from easel.agent.runner import Runner
 from easel.agent.state import AgentState
 from easel.agent.store import open_store
-from easel.agent.tasks import Tasks
+from easel.agent.tasks import Tasks, now_ms
 from easel.comfy.client import ComfyClient
 from easel.comfy.process import EngineProcess
 from easel.errors import ConfigurationError, EngineError
@@ -71,7 +74,12 @@ async def running_agent(
         stack.push_async_callback(inputs.close)
         through = proxy.session()
         stack.push_async_callback(through.close)
-        tasks = Tasks(settings, link, store, inputs, outputs)
+        tasks = Tasks(
+            settings,
+            Keeping(store, settings.progress_interval),
+            Admission(settings, link, inputs),
+            Runner(settings, link, outputs, now_ms),
+        )
         state = AgentState(settings, tasks, link, outputs, through)
         runner = web.AppRunner(
             make_app(state),

@@ -42,16 +42,16 @@ async def run_socket(request: web.Request) -> web.StreamResponse:
             return socket
         parsed = await parse(state, body)
         base64 = base64 or parsed.options.output_base64
-        task = await state.tasks.submit(task_id, parsed, detached=False, base64=base64)
+        attending = state.tasks.attend(task_id, parsed, base64=base64, previews=previews)
+        async with attending as listener:
+            await _follow(state, socket, listener)
     except EaselError as error:
         await _send(socket, _encode({"type": "error", "data": wire.error_body(error)}))
         await socket.close()
         return socket
-    with state.tasks.listening(task, previews=previews) as listener:
-        await _follow(state, socket, task, listener)
     if not socket.closed:
-        kind, data = await last_message(state, task, base64)
-        await _send(socket, wire.message(kind, data, task.record, None))
+        kind, data = await last_message(state, listener.task, base64)
+        await _send(socket, wire.message(kind, data, listener.task.record, None))
         await socket.close()
     return socket
 
@@ -70,10 +70,9 @@ async def _first_message(socket: web.WebSocketResponse) -> bytes | None:
     return None
 
 
-async def _follow(
-    state: AgentState, socket: web.WebSocketResponse, task: Task, listener: Listener
-) -> None:
+async def _follow(state: AgentState, socket: web.WebSocketResponse, listener: Listener) -> None:
     """Send progress until the task is over or the caller leaves (or says ``{"type": "close"}``)."""
+    task = listener.task
     reader = asyncio.create_task(_until_left(socket))
     sender = asyncio.create_task(_progress(state, socket, task, listener))
     try:

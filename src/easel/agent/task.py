@@ -19,7 +19,7 @@ class Listener:
     """Somebody who watches a task. Wakes for every change; sees the latest state, so a slow one misses steps, not the end."""
 
     def __init__(self, task: Task, *, previews: bool = False) -> None:
-        self._task = task
+        self.task = task
         self._news = asyncio.Event()
         self.wants_previews = previews
         self._preview: Preview | None = None
@@ -32,7 +32,7 @@ class Listener:
 
     async def wait(self, timeout: float) -> bool:
         """Wait for news; False when there was none in `timeout` seconds. True at once when the task is over."""
-        if self._task.over and not self._news.is_set():
+        if self.task.over and not self._news.is_set():
             return True
         try:
             async with asyncio.timeout(timeout):
@@ -68,6 +68,15 @@ class Task:
         """Base64 of small outputs by stored name, for a caller that wants it; the rest is read again."""
         self.tracker: ProgressTracker | None = None
         self.run: Run | None = None
+        """Its prompt in the engine."""
+        self.limit: asyncio.Timeout | None = None
+        """When the prompt must have left the engine."""
+        self.innocent = False
+        """Whether the engine error of the latest attempt came before it had begun: another task's, or nobody's."""
+        self.preparation: asyncio.Task[None] | None = None
+        self.ending: asyncio.Task[None] | None = None
+        self.writing = asyncio.Lock()
+        """Held while its record is written."""
         self.cancelling = False
         self.dirty = False
         """Has progress that is not stored yet."""
@@ -81,6 +90,11 @@ class Task:
         return self.record.id
 
     @property
+    def accepted(self) -> bool:
+        """Whether the task will run, runs or has run."""
+        return self.prepared.done() and self.prepared.exception() is None
+
+    @property
     def over(self) -> bool:
         """Whether the task has ended."""
         return self.finished.done()
@@ -92,6 +106,10 @@ class Task:
         if tracker is not None:
             self.record.percent = tracker.percent
             self.record.current_node = tracker.current_node
+        self.wake()
+
+    def wake(self) -> None:
+        """Tell those who listen that there is news."""
         for listener in self.listeners:
             listener.wake()
 
@@ -117,8 +135,7 @@ class Task:
         assert self.record.state in FINISHED
         if not self.finished.done():
             self.finished.set_result(None)
-        for listener in self.listeners:
-            listener.wake()
+        self.wake()
 
 
 def settle(record: TaskRecord, error: EaselError | None, now: int) -> None:

@@ -1,34 +1,28 @@
 """The tasks of an agent: accepted once, put in line, given to the engine, watched, finished, stored.
 
-The one road of every door. ``submit`` accepts or refuses; ``in_engine`` workers take tasks out of the line; a saver stores
-progress a few times a second; the end of a task is stored before anybody is told.
+The one road of every door. A task that can be refused is refused before it is accepted; its end is stored before anybody is
+told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import random
 import re
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
-from easel.agent.input_files import InputFiles
-from easel.agent.link import EngineLink
-from easel.agent.output_files import OutputFiles
-from easel.agent.record import FINISHED, ProgressStore, TaskRecord, TaskRequest
+from easel.agent.admission import Admission
+from easel.agent.background import Background
+from easel.agent.keeping import Keeping
+from easel.agent.line import Line
+from easel.agent.record import FINISHED, TaskRecord, TaskRequest
 from easel.agent.runner import Runner
-from easel.agent.task import Listener, Task, settle, snapshot
+from easel.agent.task import Listener, Task, settle
 from easel.errors import (
-    BadRequest,
     EaselError,
-    EngineError,
     EngineUnavailable,
-    InvalidPrompt,
     InvalidTaskId,
     TaskCancelled,
     TaskConflict,
@@ -37,16 +31,9 @@ from easel.errors import (
 )
 from easel.settings import AgentSettings
 from easel.workflow.parse import ParsedBody
-from easel.workflow.seeds import randomise
 from easel.workflow.signature import signature
-from easel.workflow.types import ObjectInfo, Prompt
-from easel.workflow.validate import validate_prompt
-
-log = logging.getLogger(__name__)
 
 TASK_ID = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,127}")
-QUICK_INFO = 1.0
-"""Seconds an asynchronous submission waits for ``/object_info`` while the engine starts; without it, the engine validates."""
 
 
 def now_ms() -> int:
@@ -60,51 +47,56 @@ class Tasks:
     def __init__(
         self,
         settings: AgentSettings,
-        link: EngineLink,
-        store: ProgressStore,
-        inputs: InputFiles,
-        outputs: OutputFiles,
+        keeping: Keeping,
+        admission: Admission,
+        runner: Runner,
         *,
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self._settings = settings
-        self._link = link
-        self._store = store
-        self._inputs = inputs
+        self._keeping = keeping
+        self._admission = admission
+        self._runner = runner
         self._clock = clock
-        self._rng = random.SystemRandom()
-        self._runner = Runner(settings, link, outputs, clock)
+        self._line = Line(runner, settings.max_attempts, self.finish)
         self._tasks: dict[str, Task] = {}
-        self._line: deque[Task] = deque()
-        self._filled = asyncio.Condition()
-        self._background: set[asyncio.Task[Any]] = set()
+        self._recovered = asyncio.Event()
+        self._workers: list[asyncio.Task[None]] = []
+        self._background = Background()
         self._closing = False
 
     async def open(self) -> None:
-        """Settle what an agent of this name left unfinished, then start to work."""
-        for record in await self._store.unfinished(self._settings.name):
+        """Settle what an agent of this name left unfinished, then start to work. Raises StoreFailed."""
+        for record in await self._keeping.unfinished(self._settings.name):
             await self._recover(record)
-        for number in range(self._settings.in_engine):
-            self._spawn(self._work(), f"easel worker {number}")
-        self._spawn(self._save_progress(), "easel progress saver")
+        self._recovered.set()
+        work = [self._line.work() for _ in range(self._settings.in_engine)]
+        work.append(self._keeping.run(self._tasks))
+        self._workers = [asyncio.create_task(one) for one in work]
 
     async def close(self) -> None:
         """Let running tasks end for ``drain_timeout``, then give up what is left; asynchronous tasks stay in the store."""
         self._closing = True
-        running = [task.finished for task in self._tasks.values() if task.prepared.done()]
+        self._line.close()
+        running = [task.finished for task in self._line.taken]
         if running:
             await asyncio.wait(running, timeout=self._settings.supervision.drain_timeout)
+        for worker in self._workers:
+            worker.cancel()
+        if self._workers:
+            await asyncio.wait(self._workers)
         for task in list(self._tasks.values()):
-            if task.detached and not task.over:
+            if not task.accepted:
+                if task.preparation is not None:
+                    task.preparation.cancel()
+            elif task.record.request is None:
+                await self.finish(task, _stopped())
+            elif task.ending is None:
                 task.record.state = "queued"
                 with contextlib.suppress(EaselError):
-                    await self._store.save(task.record)
-            elif not task.over:
-                await self.finish(task, EngineUnavailable("the agent was stopped"))
-        for background in self._background:
-            background.cancel()
-        if self._background:
-            await asyncio.wait(self._background)
+                    await self._keeping.progress(task)
+        await self._background.wait()
+        await self._keeping.retry()
 
     @property
     def waiting(self) -> int:
@@ -113,28 +105,66 @@ class Tasks:
 
     @property
     def running(self) -> int:
-        """Tasks accepted that are neither over nor in line."""
-        return sum(not task.over for task in self._tasks.values()) - len(self._line)
+        """Tasks that have a place in the engine."""
+        return len(self._line.taken)
 
     def position(self, task_id: str) -> int | None:
         """Return a task's place in line, 0 for the next one; None when it is not in line."""
-        for place, task in enumerate(self._line):
-            if task.id == task_id:
-                return place
-        return None
+        return self._line.position(task_id)
 
     # Accepting.
 
-    async def submit(
+    async def submit(self, task_id: str | None, body: ParsedBody) -> Task:
+        """Accept a task that runs on without listeners and survives the agent, or join the one that has this id and body.
+
+        ``task_id`` None draws a new one. Raises InvalidTaskId, TaskConflict, TooManyTasks, InvalidPrompt, InputRejected,
+        StoreFailed and EngineError; then nothing is left behind.
+        """
+        await self._recovered.wait()
+        task = self._admit(task_id, body, detached=True)
+        joined = not task.detached
+        task.detached = True
+        await asyncio.shield(task.prepared)
+        if joined and not task.over and task.record.request is None:
+            task.record.request = _request(task)
+            try:
+                await self._keeping.progress(task)
+            except EaselError:
+                task.detached = False
+                self._left(task)
+                raise
+        return task
+
+    @contextlib.asynccontextmanager
+    async def attend(
+        self,
+        task_id: str | None,
+        body: ParsedBody,
+        *,
+        base64: bool = False,
+        previews: bool = False,
+    ) -> AsyncIterator[Listener]:
+        """Accept a task, or join the one that has this id and body, and listen to it.
+
+        When the last listener of a task leaves before its end, it is cancelled. ``base64`` keeps the content of small
+        outputs at hand. Raises what `submit` raises.
+        """
+        if not self._recovered.is_set():
+            await self._recovered.wait()
+        task = self._admit(task_id, body, detached=False, base64=base64)
+        listener = Listener(task, previews=previews)
+        task.listeners.add(listener)
+        try:
+            await asyncio.shield(task.prepared)
+            yield listener
+        finally:
+            task.listeners.discard(listener)
+            self._left(task)
+
+    def _admit(
         self, task_id: str | None, body: ParsedBody, *, detached: bool, base64: bool = False
     ) -> Task:
-        """Accept a task, or join the one that has this id and body already.
-
-        ``task_id`` None draws a new one. ``detached`` tasks run on without listeners and survive the agent; ``base64``
-        keeps the content of small outputs at hand. Raises
-        InvalidTaskId, TaskConflict, TooManyTasks, InvalidPrompt, InputRejected, StoreFailed and EngineError; then
-        nothing is left behind.
-        """
+        """Find the task of this id, or begin to prepare a new one."""
         if task_id is not None and not TASK_ID.fullmatch(task_id):
             raise InvalidTaskId(
                 "the task id is not usable",
@@ -142,12 +172,14 @@ class Tasks:
             )
         mark = signature(body.prompt, body.options)
         if task_id is not None and task_id in self._tasks:
-            return await self._join(self._tasks[task_id], mark, detached)
+            task = self._tasks[task_id]
+            _same_body(task.record, mark)
+            return task
         if self._closing:
-            raise EngineUnavailable("the agent is stopping")
-        if len(self._line) >= self._settings.max_waiting:
+            raise _stopped()
+        if len(self._tasks) >= self._settings.max_waiting + self._settings.in_engine:
             raise TooManyTasks(
-                f"{len(self._line)} tasks are waiting already", hint="try again later"
+                f"{len(self._tasks)} tasks are waiting or running already", hint="try again later"
             )
         record = TaskRecord(
             id=task_id or str(uuid.uuid4()),
@@ -157,118 +189,94 @@ class Tasks:
         )
         task = self._tasks[record.id] = Task(record, detached=detached)
         task.contents = {} if base64 else None
+        task.preparation = self._background.spawn(
+            self._prepare(task, body, chosen=task_id is not None)
+        )
+        return task
+
+    async def _prepare(self, task: Task, body: ParsedBody, *, chosen: bool) -> None:
+        """Accept or refuse a task. ``chosen`` ids may be known already, also to others who share the store."""
         try:
-            known = await self._store.load(record.id) if task_id is not None else None
+            known = await self._keeping.load(task.id) if chosen else None
             if known is None:
-                await self._prepare(task, body)
-                known = await self._write_down(task, shared=task_id is not None)
+                await self._admission.prepare(task, body)
+                task.preparation = None  # from here on it is cancelled like an accepted task
+                known = await asyncio.shield(self._write_down(task, chosen=chosen))
             if known is not None:
-                return self._adopt(task, known, mark)
+                self._adopt(task, known)
+                return
         except BaseException as error:
-            del self._tasks[record.id]
-            cancelled = isinstance(error, asyncio.CancelledError)
-            task.refuse(TaskCancelled("the caller left") if cancelled else error)
-            raise
+            self._tasks.pop(task.id, None)
+            if isinstance(error, asyncio.CancelledError):
+                task.refuse(_stopped() if self._closing else TaskCancelled("the caller left"))
+                return
+            task.refuse(error)
+            if not isinstance(error, EaselError):
+                raise
+            return
         task.accept()
-        await self._enqueue(task)
-        return task
+        if not self._closing:
+            self._line.add(task)
+            self._left(task)
+        elif task.record.request is None:
+            await self.finish(task, _stopped())
 
-    async def _join(self, task: Task, mark: str, detached: bool) -> Task:
-        """Another call with the id of a task in memory."""
-        _same_body(task.record, mark)
-        await asyncio.shield(task.prepared)
-        task.detached = task.detached or detached
-        return task
+    async def _write_down(self, task: Task, *, chosen: bool) -> TaskRecord | None:
+        """Store an accepted task where that matters now: to survive us, or because others may use its id."""
+        if task.detached:
+            task.record.request = _request(task)
+        if not (task.detached or chosen):
+            return None
+        task.preparation = (
+            None  # from here on it can be cancelled like any accepted task, but not be forgotten
+        )
+        return await self._keeping.create(task)
 
-    def _adopt(self, task: Task, known: TaskRecord, mark: str) -> Task:
+    def _adopt(self, task: Task, known: TaskRecord) -> None:
         """The store knows the id: its result is the answer."""
-        _same_body(known, mark)
+        _same_body(known, task.record.signature)
         if known.state not in FINISHED:
             raise TaskConflict(
                 f"task {known.id} is running on the agent {known.owner!r}",
                 hint="ask /api/status for it",
             )
-        del self._tasks[task.id]
+        self._tasks.pop(task.id, None)
         task.record = known
         task.accept()
         task.end()
-        return task
 
-    async def _prepare(self, task: Task, body: ParsedBody) -> None:
-        """Everything that can refuse a task, before it is accepted."""
-        patience = QUICK_INFO if task.detached else self._settings.supervision.start_timeout
-        info = await self._link.object_info(patience)
-        if info is not None:
-            info = await self._validate(task, body.prompt, info)
-        prompt, task.record.seeds = randomise(body.prompt, self._rng, info)
-        task.prompt = await self._inputs.materialise(prompt, info)
-        task.extra_data = body.options.extra_data
+    def _left(self, task: Task) -> None:
+        """Somebody left, or nobody has come yet: a task that nobody waits for is cancelled."""
+        if task.over or task.listeners or task.detached or task.prepared.cancelled():
+            return
+        if task.accepted:
+            self._background.spawn(self.cancel(task.id))
+        elif not task.prepared.done() and task.preparation is not None:
+            task.preparation.cancel()
 
-    async def _validate(self, task: Task, prompt: Prompt, info: ObjectInfo) -> ObjectInfo:
-        """Refuse what no engine would run; what depends on values is left to the engine."""
-        verdict = validate_prompt(prompt, info, values=False)
-        if verdict.error is not None and verdict.error["type"] == "invalid_prompt":
-            # Perhaps the engine knows the class by now.
-            self._link.forget_info()
-            info = await self._link.object_info(QUICK_INFO) or info
-            verdict = validate_prompt(prompt, info, values=False)
-        if verdict.error is not None:
-            raise _refusal(verdict.error, verdict.node_errors)
-        task.outputs = verdict.outputs
-        return info
+    async def _recover(self, record: TaskRecord) -> None:
+        """A task that an agent of this name left: run it again, or say what happened."""
+        tries = max(2, self._settings.max_attempts)
+        if record.request is not None and record.attempt < tries:
+            task = self._tasks[record.id] = Task(record, detached=True)
+            task.prompt, task.extra_data = record.request.prompt, record.request.extra_data
+            task.stored = True
+            record.state = "queued"
+            task.accept()
+            self._line.add(task)
+            return
+        settle(record, _stopped(), self._clock())
+        await self._keeping.settle(record)
 
-    async def _write_down(self, task: Task, *, shared: bool) -> TaskRecord | None:
-        """Store an accepted task where that matters now: to survive us, or because others may use its id."""
-        if task.detached:
-            task.record.request = TaskRequest(prompt=task.prompt)
-        if not (task.detached or shared):
-            return None
-        known = await self._store.create(task.record)
-        task.stored = known is None
-        return known
-
-    async def _enqueue(self, task: Task) -> None:
-        self._line.append(task)
-        async with self._filled:
-            self._filled.notify()
-
-    # Working.
-
-    async def _work(self) -> None:
-        """One place in the engine: take the next task, run it, again."""
-        while True:
-            async with self._filled:
-                await self._filled.wait_for(lambda: self._line)
-                task = self._line.popleft()
-            for other in self._line:
-                other.changed()  # they moved up
-            try:
-                await self._run(task)
-            except Exception as error:  # a fault of ours ends this task, not the worker
-                log.exception("task %s", task.id)
-                await self.finish(task, EaselError(f"internal error: {error}"))
-
-    async def _run(self, task: Task) -> None:
-        """Run a task, again where its engine died under it."""
-        while not task.over:
-            task.record.attempt += 1
-            try:
-                await self._runner.run(task)
-            except EngineError as error:
-                again = task.record.attempt < self._settings.max_attempts and not task.cancelling
-                if again and isinstance(error, EngineError):
-                    log.warning("task %s, attempt %d: %s", task.id, task.record.attempt, error)
-                    continue
-                await self.finish(task, error)
-            except EaselError as error:
-                await self.finish(task, error)
-            else:
-                await self.finish(task, None)
+    # Ending.
 
     async def finish(self, task: Task, error: EaselError | None) -> None:
-        """Write a task's end; the first one counts. It is stored before anybody is told."""
-        if task.over or task.record.state in FINISHED:
-            return
+        """Write a task's end; the first one counts. Goes on when its caller is cancelled."""
+        if task.ending is None:
+            task.ending = self._background.spawn(self._end(task, error))
+        await asyncio.shield(task.ending)
+
+    async def _end(self, task: Task, error: EaselError | None) -> None:
         if error is not None and task.cancelling and not isinstance(error, TaskCancelled):
             error = TaskCancelled("the task was cancelled")
         if task.tracker is not None:
@@ -276,45 +284,9 @@ class Tasks:
             ended(self._clock())
             task.changed()
         settle(task.record, error, self._clock())
-        task.dirty = False
-        try:
-            if task.stored:
-                await self._store.save(task.record)
-            else:
-                await self._store.create(task.record)
-        except EaselError as failure:
-            log.error("task %s: its end could not be stored: %s", task.id, failure)
+        await self._keeping.end(task)
         self._tasks.pop(task.id, None)
         task.end()
-
-    # Watching.
-
-    def get(self, task_id: str) -> Task | None:
-        """Return a task that is in memory and accepted."""
-        task = self._tasks.get(task_id)
-        return task if task is not None and task.prepared.done() else None
-
-    async def record(self, task_id: str) -> TaskRecord:
-        """Return what is known of a task. Raises TaskNotFound and StoreFailed."""
-        task = self.get(task_id)
-        found = task.record if task is not None else await self._store.load(task_id)
-        if found is None:
-            raise TaskNotFound("no task with this id is known")
-        return found
-
-    @contextlib.contextmanager
-    def listening(self, task: Task, *, previews: bool = False) -> Iterator[Listener]:
-        """Listen to a task; when the last listener of a task leaves before its end, the task is cancelled."""
-        listener = Listener(task, previews=previews)
-        task.listeners.add(listener)
-        try:
-            yield listener
-        finally:
-            task.listeners.discard(listener)
-            if not (task.over or task.listeners or task.detached):
-                self._spawn(self.cancel(task.id), "easel cancel")
-
-    # Cancelling.
 
     async def cancel(self, task_id: str) -> TaskRecord:
         """Cancel a task wherever it is; harmless when it is over. Returns its record. Raises TaskNotFound and StoreFailed.
@@ -325,68 +297,36 @@ class Tasks:
         task = self.get(task_id)
         if task is None:
             return await self.record(task_id)
-        if task.over:
-            return task.record
         task.cancelling = True
-        error = TaskCancelled("the task was cancelled")
-        try:
-            self._line.remove(task)
-        except ValueError:
-            if await self._runner.stop(task):
-                return task.record
-            self._spawn(self._runner.free_place(task), "easel engine place")
-        await self.finish(task, error)
+        if not self._line.remove(task):
+            await self._runner.stop(task)
+        await self.finish(task, TaskCancelled("the task was cancelled"))
         return task.record
 
-    # In the background.
+    # Watching.
 
-    async def _save_progress(self) -> None:
-        """Store the progress of stored tasks, a few times a second at most."""
-        while True:
-            await asyncio.sleep(self._settings.progress_interval)
-            for task in list(self._tasks.values()):
-                if task.dirty and task.prepared.done() and not task.over:
-                    task.dirty = False
-                    try:
-                        await self._store_progress(task)
-                    except EaselError as error:
-                        log.warning("task %s: progress could not be stored: %s", task.id, error)
+    def get(self, task_id: str) -> Task | None:
+        """Return a task that is in memory and accepted."""
+        task = self._tasks.get(task_id)
+        return task if task is not None and task.accepted else None
 
-    async def _store_progress(self, task: Task) -> None:
-        copy = snapshot(task.record)
-        if task.stored:
-            await self._store.save(copy)
-        elif await self._store.create(copy) is None:
-            task.stored = True
-        if task.over:
-            await self._store.save(task.record)  # it ended while the snapshot was on its way
+    async def record(self, task_id: str) -> TaskRecord:
+        """Return what is known of a task. Raises TaskNotFound and StoreFailed."""
+        if not self._recovered.is_set():
+            await self._recovered.wait()
+        task = self.get(task_id)
+        found = task.record if task is not None else await self._keeping.load(task_id)
+        if found is None:
+            raise TaskNotFound("no task with this id is known")
+        return found
 
-    async def _recover(self, record: TaskRecord) -> None:
-        """A task that an agent of this name left: run it again, or say what happened."""
-        tries = max(2, self._settings.max_attempts)
-        if record.request is not None and record.attempt < tries:
-            task = self._tasks[record.id] = Task(record, detached=True)
-            task.prompt = record.request.prompt
-            task.stored = True
-            record.state = "queued"
-            task.accept()
-            await self._enqueue(task)
-            return
-        error = EngineUnavailable(
-            "the agent was stopped while the task ran", hint="submit it again"
-        )
-        settle(record, error, self._clock())
-        await self._store.save(record)
 
-    def _spawn(self, work: Any, name: str) -> None:
-        background = asyncio.create_task(work, name=name)
-        self._background.add(background)
-        background.add_done_callback(self._done)
+def _stopped() -> EngineUnavailable:
+    return EngineUnavailable("the agent was stopped", hint="submit the task again")
 
-    def _done(self, background: asyncio.Task[Any]) -> None:
-        self._background.discard(background)
-        if not background.cancelled() and (error := background.exception()) is not None:
-            log.error("%s failed", background.get_name(), exc_info=error)
+
+def _request(task: Task) -> TaskRequest:
+    return TaskRequest(prompt=task.prompt, extra_data=task.extra_data)
 
 
 def _same_body(record: TaskRecord, mark: str) -> None:
@@ -395,27 +335,3 @@ def _same_body(record: TaskRecord, mark: str) -> None:
             f"the id {record.id} belongs to a task with another body",
             hint="use a new task id for another prompt",
         )
-
-
-def _refusal(error: dict[str, Any], node_errors: dict[str, Any]) -> BadRequest:
-    """Make validation's verdict an error that names the first faulty node and input."""
-    message = ": ".join(part for part in (error["message"], error["details"]) if part)
-    for node_id, entry in node_errors.items():
-        first = entry["errors"][0]
-        return InvalidPrompt(
-            f"node {node_id} ({entry['class_type']}): {first['message']}: {first['details']}",
-            error=error,
-            node_errors=node_errors,
-            node_id=node_id,
-            node_type=entry["class_type"],
-            input_name=first["extra_info"].get("input_name"),
-        )
-    found = re.fullmatch(r"Node ID '#(.*)'", error["details"])
-    return InvalidPrompt(
-        message,
-        error=error,
-        node_id=found.group(1) if found else None,
-        hint="a prompt needs a node that shows or saves something, such as SaveImage"
-        if error["type"] == "prompt_no_outputs"
-        else None,
-    )

@@ -1,0 +1,114 @@
+"""What the store gets to know of tasks: each record's writes one after another, its end the last and never lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from easel.agent.record import FINISHED, ProgressStore, TaskRecord
+from easel.agent.task import Task, snapshot
+from easel.errors import EaselError
+
+log = logging.getLogger(__name__)
+
+RETRY_PAUSE = 1.0
+"""Seconds until the ends that could not be stored are tried again."""
+MOST_UNSAVED = 10_000
+"""Ends kept in memory while the store fails; the oldest go first."""
+
+
+class Keeping:
+    """Writes records to the store, and answers for those that it did not take."""
+
+    def __init__(self, store: ProgressStore, interval: float) -> None:
+        self._store = store
+        self._interval = interval
+        self._unsaved: dict[str, TaskRecord] = {}
+
+    async def load(self, task_id: str) -> TaskRecord | None:
+        """Return a task's record; one that could not be stored yet is known all the same. Raises StoreFailed."""
+        return self._unsaved.get(task_id) or await self._store.load(task_id)
+
+    async def unfinished(self, owner: str) -> list[TaskRecord]:
+        """Return what an agent of this name left. Raises StoreFailed."""
+        return await self._store.unfinished(owner)
+
+    async def create(self, task: Task) -> TaskRecord | None:
+        """Store an accepted task; return the record that has its id already, if one has. Raises StoreFailed."""
+        async with task.writing:
+            known = await self._store.create(task.record)
+            task.stored = known is None
+        return known
+
+    async def progress(self, task: Task) -> None:
+        """Store how far a task is, unless its end is on its way. Raises StoreFailed; it is tried again then."""
+        async with task.writing:
+            if task.record.state in FINISHED:
+                return
+            task.dirty = False
+            try:
+                await self._write(task, snapshot(task.record))
+            except EaselError:
+                task.dirty = True
+                raise
+
+    async def end(self, task: Task) -> None:
+        """Store a task's end. Where that fails it is kept in memory and tried again: the caller has an answer anyway."""
+        async with task.writing:
+            task.dirty = False
+            try:
+                await self._write(task, task.record)
+            except EaselError as error:
+                log.error("task %s: its end could not be stored yet: %s", task.id, error)
+                self._remember(task.record)
+
+    async def settle(self, record: TaskRecord) -> None:
+        """Store the end of a task that is not in memory."""
+        try:
+            await self._store.save(record)
+        except EaselError as error:
+            log.error("task %s: its end could not be stored yet: %s", record.id, error)
+            self._remember(record)
+
+    async def run(self, tasks: dict[str, Task]) -> None:
+        """Store the progress of these tasks, a few times a second at most, for ever."""
+        retry_at = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._interval)
+            await self._store_dirty(list(tasks.values()))
+            if self._unsaved and loop.time() >= retry_at:
+                await self.retry()
+                retry_at = loop.time() + RETRY_PAUSE
+
+    async def retry(self) -> None:
+        """Try once more to store the ends that could not be."""
+        for task_id, record in list(self._unsaved.items()):
+            try:
+                await self._store.save(record)
+            except EaselError as error:
+                log.warning("%d ends are not stored yet: %s", len(self._unsaved), error)
+                return
+            self._unsaved.pop(task_id, None)
+
+    async def _store_dirty(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            if task.dirty and task.accepted and not task.over:
+                try:
+                    await self.progress(task)
+                except EaselError as error:
+                    log.warning("task %s: progress could not be stored: %s", task.id, error)
+
+    async def _write(self, task: Task, record: TaskRecord) -> None:
+        if task.stored:
+            await self._store.save(record)
+        else:
+            # Ids that callers choose were created when they were accepted: this one was drawn, and is free.
+            await self._store.create(record)
+            task.stored = True
+
+    def _remember(self, record: TaskRecord) -> None:
+        while len(self._unsaved) >= MOST_UNSAVED:
+            self._unsaved.pop(next(iter(self._unsaved)))
+        self._unsaved[record.id] = record
