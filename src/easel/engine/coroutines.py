@@ -12,7 +12,7 @@ from easel.workflow.types import NodeId
 
 LOOK_SECONDS = 0.1
 """How often a wait looks for an interrupt."""
-END_SECONDS = 2.0
+END_SECONDS = 1.0
 """How long cancelled coroutines may take to end before nobody waits for them any more."""
 
 
@@ -65,12 +65,13 @@ class Coroutines:
             )
 
     def drop(self) -> None:
-        """Cancel what is left of the prompt, also tasks that its nodes have made."""
+        """Cancel what is left of the prompt, also tasks that its nodes have made.
+
+        What does not end is left behind with its loop: no later prompt waits for it.
+        """
         self._tasks.clear()
-        if self._loop is None:
-            return
-        left = asyncio.all_tasks(self._loop)
-        if not left:
+        left = asyncio.all_tasks(self._loop) if self._loop is not None else set()
+        if self._loop is None or not left:
             return
         for task in left:
             task.cancel()
@@ -79,15 +80,21 @@ class Coroutines:
         except BaseException:  # noqa: BLE001 - a node's task may raise SystemExit through the loop
             left = asyncio.all_tasks(self._loop)
         for task in left:
-            if task.done() and not task.cancelled():
+            if not task.done():
+                self._release()
+                break
+            if not task.cancelled():
                 task.exception()  # looked at: nobody else will
+
+    def _release(self) -> None:
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
 
     def close(self) -> None:
         """Cancel what is left and release the event loop."""
         self.drop()
-        if self._loop is not None:
-            self._loop.close()
-            self._loop = None
+        self._release()
 
 
 async def _outcome(node_id: NodeId, returned: Sequence[Any]) -> Outcome:

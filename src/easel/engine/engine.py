@@ -16,7 +16,7 @@ import msgspec
 
 from easel.engine.context import Execution
 from easel.engine.events import EventSink
-from easel.engine.executor import Executor
+from easel.engine.executor import Ended, Executor
 from easel.engine.folders import Folders
 from easel.engine.history import History
 from easel.engine.node import NodeClass, Registry
@@ -227,18 +227,18 @@ class Engine:
         if self._queue.closed:  # `stop` may have looked a moment too early
             item.interrupted.set()
         began = time.monotonic()
+        ended = Ended(False, {}, {})
         try:
             ended = executor.run(execution)
-            self._history.add(_shown(item), ended)
-        except BaseException:
+        except BaseException:  # the thread goes on, and nobody waits for a prompt that is nowhere
             log.exception("prompt %s could not be run", item.prompt_id)
-        finally:
-            self._execution = None
-            self._queue.done()
-            log.info("Prompt executed in %.2f seconds", time.monotonic() - began)
-            if item.client_id is not None:
-                data = {"node": None, "prompt_id": item.prompt_id}
-                self._sink.send("executing", data, item.client_id)
+        self._history.add(_shown(item), ended)
+        self._execution = None
+        self._queue.done()
+        log.info("Prompt executed in %.2f seconds", time.monotonic() - began)
+        if item.client_id is not None:
+            data = {"node": None, "prompt_id": item.prompt_id}
+            self._sink.send("executing", data, item.client_id)
 
 
 def _refusal(kind: str, message: str, details: str) -> PromptRefused:

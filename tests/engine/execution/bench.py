@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import threading
@@ -320,11 +321,12 @@ def registry(steering: Steering) -> Registry:  # noqa: PLR0915 - one declaration
     )
     async def stubborn(_context: Any, name: str) -> tuple[int]:
         steering.began[name].set()
-        while not steering.go[name].is_set():
-            try:
-                await asyncio.sleep(0.005)
-            except asyncio.CancelledError:
-                continue
+        try:
+            while not steering.go[name].is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.005)
+        finally:
+            steering.go[f"{name} is gone"].set()
         return (1,)
 
     @nodes.node(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from tests.engine.execution.bench import RAISED, Bench, error_of, node
@@ -103,4 +105,8 @@ def test_one_that_will_not_be_cancelled_holds_nobody_up_for_long(
     bench.engine.interrupt()
     assert bench.ended(prompt_id)["status"]["messages"][-1][0] == "execution_interrupted"
     bench.still_works()
-    bench.steering.go["s"].set()
+    gc.collect()
+    assert bench.steering.go["s is gone"].is_set()  # with its loop, while it still wanted to go on
+    bench.steering.go["a"].set()
+    again = {"1": node("Async", name="a"), "2": node("Show", value=["1", 0])}
+    assert bench.run(again)["status"]["completed"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -89,13 +91,31 @@ def test_a_sink_that_fails_ends_the_prompt_only(
 ) -> None:
     said = bench.sink.send
 
-    def failing(event: str, data: object, client_id: str | None) -> None:
+    def failing(event: str, data: Mapping[str, Any], client_id: str | None) -> None:
         if event == "executed":
             raise RuntimeError("full")
-        said(event, data, client_id)  # type: ignore[arg-type]
+        said(event, data, client_id)
 
     monkeypatch.setattr(bench.sink, "send", failing)
     error = error_of(bench.run({"1": node("Show", value=1)}))
     assert error["exception_message"] == "full\n"
+    monkeypatch.undo()
+    bench.still_works()
+
+
+@pytest.mark.parametrize("event", ["execution_start", "execution_cached", "execution_error"])
+def test_a_prompt_that_cannot_even_say_so_is_in_the_history(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    said = bench.sink.send
+
+    def failing(kind: str, data: Mapping[str, Any], client_id: str | None) -> None:
+        if kind in {event, "execution_error"}:
+            raise MemoryError
+        said(kind, data, client_id)
+
+    monkeypatch.setattr(bench.sink, "send", failing)
+    entry = bench.run({"1": node("Fail", kind="value"), "2": node("Show", value=["1", 0])})
+    assert (entry["status"]["status_str"], entry["status"]["completed"]) == ("error", False)
     monkeypatch.undo()
     bench.still_works()
