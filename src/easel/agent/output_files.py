@@ -228,7 +228,7 @@ class _HalfFile:
         if not self._made:
             flags |= os.O_CREAT | os.O_EXCL
             with contextlib.suppress(FileExistsError):
-                self._folder.mkdir()
+                self._folder.mkdir(parents=True)
         file = os.open(self._path, flags, 0o644)
         self._made = True
         try:
