@@ -41,13 +41,13 @@ class Admission:
 
     async def _validate(self, task: Task, prompt: Prompt, info: ObjectInfo) -> ObjectInfo:
         """Refuse what no engine would run; what depends on values is left to the engine."""
-        verdict = validate_prompt(prompt, info, values=False)
+        verdict = validate_prompt(prompt, info, values=False, types=True)
         if verdict.error is not None and verdict.error["type"] == "invalid_prompt":
             # Perhaps the engine knows the class by now.
             newer = await self._link.object_info(QUICK_INFO, newer=True)
             if newer is not None and newer is not info:
                 info = newer
-                verdict = validate_prompt(prompt, info, values=False)
+                verdict = validate_prompt(prompt, info, values=False, types=True)
         if verdict.error is not None:
             raise _refusal(verdict.error, verdict.node_errors)
         task.outputs = verdict.outputs

@@ -14,7 +14,7 @@ from yarl import URL
 
 from easel.agent.state import STATE, AgentState
 from easel.agent.wire import json_answer
-from easel.errors import EngineUnavailable
+from easel.errors import BadRequest, EngineUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,9 @@ def session() -> aiohttp.ClientSession:
 async def proxy(request: web.Request) -> web.StreamResponse:
     """Pass a request on."""
     state = request.app[STATE]
+    if not request.raw_path.startswith("/"):
+        # "GET @elsewhere/" or "GET http://elsewhere/" must not choose the host.
+        raise BadRequest("the request must name a path that begins with /")
     target = URL(state.link.client.base_url + request.raw_path, encoded=True)
     try:
         if request.headers.get("Upgrade", "").lower() == "websocket":

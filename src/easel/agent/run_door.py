@@ -22,24 +22,41 @@ KEEPALIVE = 15.0
 """Seconds of silence after which a comment is sent on an event stream."""
 
 
+async def expect(request: web.Request) -> web.StreamResponse | None:
+    """Answer ``Expect: 100-continue``: a body that would be refused need not be sent."""
+    if request.headers["Expect"].lower() != "100-continue":
+        raise web.HTTPExpectationFailed
+    limit = request.app[STATE].settings.max_body_bytes
+    if request.content_length is not None and request.content_length > limit:
+        answer = wire.error_answer(_too_large(limit))
+        answer.force_close()
+        return answer
+    if request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return None
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than {limit} bytes",
+        hint="the limit is the setting agent.max_body_bytes; large files can be given as URLs",
+    )
+
+
 async def read_body(request: web.Request, limit: int) -> bytes:
     """Read a request's body.
 
     Raises BodyTooLarge without reading on, BadRequest when it does not come in time.
     """
-    too_large = BodyTooLarge(
-        f"the body is larger than {limit} bytes",
-        hint="the limit is the setting agent.max_body_bytes; large files can be given as URLs",
-    )
     if request.content_length is not None and request.content_length > limit:
-        raise too_large
+        raise _too_large(limit)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > limit:
-                    raise too_large
+                    raise _too_large(limit)
     except TimeoutError:
         raise BadRequest(f"the body did not come within {BODY_TIMEOUT:g} s") from None
     return bytes(body)

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 ENGINE_TIMEOUT = 30.0
 """Seconds an engine may take for an ordinary answer."""
+LINGERING = 3.0
+"""Seconds a refused body is thrown away as it comes, so that its sender reads the answer before the connection ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ async def running_agent(
             handler_cancellation=True,
             shutdown_timeout=2.0,
             auto_decompress=False,
+            lingering_time=LINGERING,
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

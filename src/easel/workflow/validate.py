@@ -43,13 +43,15 @@ def validate_prompt(
     *,
     targets: Collection[NodeId] | None = None,
     values: bool = True,
+    types: bool = False,
     check: Check | None = None,
 ) -> Validation:
     """Validate any JSON value as a prompt.
 
     ``targets`` restricts the outputs (``partial_execution_targets``). With ``values`` False only structure is checked
-    (classes, missing inputs, links, cycles, outputs): right also with an `object_info` that is a little old. Converted values
-    (``"5"`` for an INT) are written back into the prompt, as ComfyUI does.
+    (classes, missing inputs, links, cycles, outputs), and with ``types`` besides whether numbers are numbers: right also
+    with an `object_info` that is a little old. Converted values (``"5"`` for an INT) are written back into the prompt, as
+    ComfyUI does.
     """
     if not isinstance(prompt, dict):
         return _refused("invalid_prompt", "The prompt is not an object of nodes.", "")
@@ -64,7 +66,7 @@ def validate_prompt(
             outputs.append(node_id)
     if not outputs:
         return _refused("prompt_no_outputs", "Prompt has no outputs", "")
-    return _Validator(prompt, object_info, values, check).verdict(outputs)
+    return _Validator(prompt, object_info, values, types, check).verdict(outputs)
 
 
 def _unknown(node_id: object, node: object, object_info: ObjectInfo) -> Validation | None:
@@ -103,11 +105,13 @@ class _Validator:
         prompt: dict[NodeId, Any],
         object_info: ObjectInfo,
         values: bool,
+        types: bool,
         check: Check | None,
     ) -> None:
         self._prompt = prompt
         self._info = object_info
         self._values = values
+        self._types = types
         self._check = check
         self._declarations: dict[str, dict[str, tuple[list[Any], bool]]] = {}
         self._problems: dict[NodeId, list[Problem]] = {}
@@ -219,7 +223,7 @@ class _Validator:
         declared = self._declared(node_id)
         unfit: dict[str, Problem] = {}
         custom = None
-        if self._values:
+        if self._values or self._types:
             for name, (spec, _) in declared.items():
                 if name in inputs and not isinstance(inputs[name], list):
                     failure = convert(inputs, name, spec)
