@@ -10,7 +10,7 @@ import msgspec
 from easel.engine.caching import Result
 from easel.engine.node import NodeClass, NodeResult
 
-_encoder = msgspec.json.Encoder(enc_hook=str)
+_encoder = msgspec.json.Encoder()
 
 
 def calls(inputs: Mapping[str, list[Any]], node_class: NodeClass) -> Iterator[dict[str, Any]]:

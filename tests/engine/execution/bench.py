@@ -204,11 +204,12 @@ RETURNED: dict[str, Any] = {
     "a number": 5,
     "an object": {"result": (1, 2)},
     "values that are a text": NodeResult("ab"),
-    "shown is no object": NodeResult((1, 2), ui=[1]),  # type: ignore[arg-type]
-    "shown is no list": NodeResult((1, 2), ui={"a": 5}),  # type: ignore[dict-item]
-    "shown under a number": NodeResult((1, 2), ui={5: [5]}),  # type: ignore[dict-item]
-    "shown is no JSON": NodeResult((1, 2), ui={"a": [{(1, 2): 3}]}),
-    "a list slot": NodeResult((1, 2), ui={"a": [Unprintable()]}),
+    "shown is no object": NodeResult((1, [2]), ui=[1]),  # type: ignore[arg-type]
+    "shown is no list": NodeResult((1, [2]), ui={"a": 5}),  # type: ignore[dict-item]
+    "shown under a number": NodeResult((1, [2]), ui={5: [5]}),  # type: ignore[dict-item]
+    "shown is no JSON": NodeResult((1, [2]), ui={"a": [{(1, 2): 3}]}),
+    "a value for a list": (1, 2),
+    "shown cannot be written": NodeResult((1, [2]), ui={"a": [Unprintable()]}),
 }
 
 INT = {"value": Input("INT")}

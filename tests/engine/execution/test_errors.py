@@ -50,6 +50,17 @@ def test_what_is_not_what_was_declared(bench: Bench, what: str) -> None:
     error_of(bench.run(prompt))
 
 
+def test_what_is_no_json_does_not_get_into_the_history_of_nobody(bench: Bench) -> None:
+    prompt = {
+        "1": node("Odd", what="shown is no JSON"),
+        "2": node("Show", value=["1", 0], other=["1", 1]),
+    }
+    answer = bench.engine.submit({"prompt": prompt})
+    bench.sink.wait(lambda: ("status", 0, None) in bench.sink.said, "end")
+    assert error_of(bench.engine.history()[answer["prompt_id"]])["node_id"] == "1"
+    json.dumps(bench.engine.history())
+
+
 def test_an_empty_list_where_a_value_is_needed(bench: Bench) -> None:
     prompt = {
         "1": node("Many", value=0),

@@ -146,6 +146,17 @@ def test_waiting_prompts_are_removed_and_the_running_one_is_not(bench: Bench) ->
     assert list(bench.engine.history()) == [running]
 
 
+def test_the_order_holds_when_some_are_removed(bench: Bench) -> None:
+    running = held(bench)
+    for number in (1, 5, 2, 6, 7, 3, 4):
+        bench.submit(shows(number), prompt_id=str(number), number=number)
+    bench.engine.delete_pending(["1", "5"])
+    assert pending(bench) == ["2", "3", "4", "6", "7"]
+    bench.steering.go["g"].set()
+    bench.ended("7")
+    assert list(bench.engine.history()) == [running, "2", "3", "4", "6", "7"]
+
+
 def test_which_node_runs_for_whom(bench: Bench) -> None:
     prompt_id = held(bench)
     assert bench.engine.running_node("me") == "1"
