@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-import math
 import threading
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
-
-import msgspec
 
 from easel.engine.context import Execution
 from easel.engine.events import EventSink
@@ -22,26 +17,24 @@ from easel.engine.history import History
 from easel.engine.node import NodeClass, Registry
 from easel.engine.object_info import class_info
 from easel.engine.queue import Item, PromptQueue
-from easel.workflow.constants import text
+from easel.engine.submission import (
+    PromptRefused,
+    check_writable,
+    class_names,
+    extra_data_of,
+    number_of,
+    prompt_id_of,
+    refusal,
+)
 from easel.workflow.types import NodeId
 from easel.workflow.validate import Custom, validate_prompt
 
+__all__ = ["Engine", "PromptRefused"]
+
 log = logging.getLogger(__name__)
 
-LEVELS_TO_SPARE = 100
-"""How much deeper than it came a body may be written, with the stack of whoever writes it."""
-_encoder = msgspec.json.Encoder()
 _SECRET = ("auth_token_comfy_org", "api_key_comfy_org")
 """Keys of ``extra_data`` that are never shown again."""
-
-
-class PromptRefused(Exception):
-    """A prompt that cannot be queued: the body of a 400 in ComfyUI's shape."""
-
-    def __init__(self, error: dict[str, Any], node_errors: dict[NodeId, Any]) -> None:
-        super().__init__(error.get("message", ""))
-        self.error = error
-        self.node_errors = node_errors
 
 
 class Engine:
@@ -93,21 +86,21 @@ class Engine:
         Returns ``{"prompt_id", "number", "node_errors"}``. Raises `PromptRefused`; the queue is then as before.
         """
         if not isinstance(body, dict) or "prompt" not in body:
-            raise _refusal("no_prompt", "No prompt provided", "No prompt provided")
-        _check_writable(body)
-        prompt_id = _prompt_id(body)
-        extra_data = _extra_data(body)
+            raise refusal("no_prompt", "No prompt provided", "No prompt provided")
+        check_writable(body)
+        prompt_id = prompt_id_of(body)
+        extra_data = extra_data_of(body)
         targets = body.get("partial_execution_targets")
         if targets is not None and not (
             isinstance(targets, list) and all(isinstance(t, str) for t in targets)
         ):
-            raise _refusal(
+            raise refusal(
                 "invalid_request", "partial_execution_targets must be a list of node ids", ""
             )
         prompt = body["prompt"]
         verdict = validate_prompt(
             prompt,
-            self.object_info(_names(prompt)),
+            self.object_info(class_names(prompt)),
             targets=None if targets is None else frozenset(targets),
             check=self._check,
         )
@@ -115,12 +108,12 @@ class Engine:
             raise PromptRefused(verdict.error, verdict.node_errors)
         client_id = extra_data.get("client_id")
         with self._lock:
-            number = _number(body, self._counter)
+            number = number_of(body, self._counter)
             if body.get("number") is None:
                 self._counter += 1
         item = Item(number, prompt_id, prompt, extra_data, verdict.outputs, client_id)
         if not self._queue.put(item):
-            raise _refusal("duplicate_prompt_id", "A prompt with this id waits or runs", prompt_id)
+            raise refusal("duplicate_prompt_id", "A prompt with this id waits or runs", prompt_id)
         return {"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors}
 
     def object_info(self, name: str | set[str] | None = None) -> dict[str, Any]:
@@ -239,73 +232,6 @@ class Engine:
         if item.client_id is not None:
             data = {"node": None, "prompt_id": item.prompt_id}
             self._sink.send("executing", data, item.client_id)
-
-
-def _refusal(kind: str, message: str, details: str) -> PromptRefused:
-    error = {"type": kind, "message": message, "details": details, "extra_info": {}}
-    return PromptRefused(error, {})
-
-
-def _check_writable(body: Mapping[str, Any]) -> None:
-    """See that the body can be written as JSON where it will be shown: in the queue, the history and errors.
-
-    One that is nested too deeply would break those for everybody. Raises PromptRefused.
-    """
-    shown: Any = body
-    for _ in range(LEVELS_TO_SPARE):
-        shown = [shown]
-    try:
-        try:
-            _encoder.encode(shown)
-        except UnicodeEncodeError:  # lone surrogates are written escaped
-            json.dumps(shown)
-    except Exception as error:  # noqa: BLE001 - RecursionError, and ValueError of endless digits
-        raise _refusal(
-            "invalid_request", "The request cannot be written as JSON", text(error)
-        ) from None
-
-
-def _names(prompt: object) -> set[str]:
-    """Class names in a prompt, whatever it is."""
-    if not isinstance(prompt, dict):
-        return set()
-    found = (node.get("class_type") for node in prompt.values() if isinstance(node, dict))
-    return {name for name in found if isinstance(name, str)}
-
-
-def _prompt_id(body: Mapping[str, Any]) -> str:
-    prompt_id = body.get("prompt_id")
-    if prompt_id is None or prompt_id == "":
-        return str(uuid.uuid4())
-    if isinstance(prompt_id, str | int | float | bool):
-        return str(prompt_id)
-    raise _refusal("invalid_request", "prompt_id must be a string", "")
-
-
-def _extra_data(body: Mapping[str, Any]) -> dict[str, Any]:
-    extra_data = body.get("extra_data", {})
-    if not isinstance(extra_data, dict):
-        raise _refusal("invalid_request", "extra_data must be an object", "")
-    client_id = body.get("client_id", extra_data.get("client_id"))
-    if client_id is None:
-        return {k: v for k, v in extra_data.items() if k != "client_id"}
-    if not isinstance(client_id, str):
-        raise _refusal("invalid_request", "client_id must be a string", "")
-    return {**extra_data, "client_id": client_id}
-
-
-def _number(body: Mapping[str, Any], counter: int) -> float:
-    """The place in the line: given, or a counter; ``front`` puts it before all counted ones."""
-    number = body.get("number")
-    if number is None:
-        return -counter if body.get("front") else counter
-    try:
-        given = float(number)
-    except (TypeError, ValueError, OverflowError):
-        given = math.nan
-    if not math.isfinite(given):
-        raise _refusal("invalid_request", "number must be a finite number", "")
-    return given
 
 
 def _shown(item: Item) -> Item:
