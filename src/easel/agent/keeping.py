@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from easel.agent.record import FINISHED, ProgressStore, TaskRecord
 from easel.agent.task import Task, snapshot
@@ -25,6 +25,7 @@ class Keeping:
         self._store = store
         self._interval = interval
         self._unsaved: dict[str, TaskRecord] = {}
+        self._seen: set[str] = set()
 
     async def load(self, task_id: str) -> TaskRecord | None:
         """Return a task's record; one that could not be stored yet is known all the same. Raises StoreFailed."""
@@ -92,9 +93,12 @@ class Keeping:
                 return
             self._unsaved.pop(task_id, None)
 
-    async def _store_dirty(self, tasks: Iterable[Task]) -> None:
+    async def _store_dirty(self, tasks: Collection[Task]) -> None:
+        """Store what changed; of a task the store need not know yet only from the second look on: most are over by then."""
+        seen, self._seen = self._seen, {task.id for task in tasks}
         for task in tasks:
-            if task.dirty and task.accepted and not task.over:
+            known = task.stored or task.id in seen
+            if known and task.dirty and task.accepted and not task.over:
                 try:
                     await self.progress(task)
                 except EaselError as error:
