@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import aiohttp
 
 from easel.agent.engine_files import store_output
 from easel.agent.link import EngineLink
@@ -23,9 +25,7 @@ from easel.comfy.outcome import Outcome
 from easel.comfy.run import Run
 from easel.errors import (
     EaselError,
-    EngineDied,
     EngineError,
-    EngineUnavailable,
     TaskCancelled,
     TaskTimeout,
 )
@@ -63,10 +63,12 @@ class Runner:
             raise TaskCancelled("the task was cancelled")
         tracker = task.tracker = ProgressTracker(task.prompt, task.outputs)
         task.record.nodes = tracker.nodes
+        before = set(self._in_engine)
         try:
             run = await self._link.connection.submit(task.prompt, extra_data=task.extra_data)
-        except (EngineUnavailable, EngineDied):
-            task.innocent = True  # it never began
+        except EngineError as error:
+            never_sent = isinstance(error.__cause__, aiohttp.ClientConnectorError)
+            task.innocent = never_sent or await any_lost(before)
             raise
         attempt = Attempt(run, self._in_engine)
         task.run = run
@@ -214,7 +216,9 @@ class Attempt:
         """Tell whether this lost prompt had not begun when its engine died: another, lost with it, had its turn."""
         if self.run.started:
             return False
-        suspects = self._before | {other for other in self.after if other.run.started}
-        return any(
-            [one.run.over and (await one.run.outcome()).status == "lost" for one in suspects]
-        )
+        return await any_lost(self._before | {one for one in self.after if one.run.started})
+
+
+async def any_lost(attempts: Iterable[Attempt]) -> bool:
+    """Tell whether one of these prompts was lost with its engine."""
+    return any([one.run.over and (await one.run.outcome()).status == "lost" for one in attempts])
