@@ -14,6 +14,8 @@ ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 EXPOSED_HEADERS = "task-id, task-status, task-progress, task-current-node, task-warnings"
 PREFLIGHT_SECONDS = "600"
 
+_CORS: web.RequestKey[dict[str, str]] = web.RequestKey("cors")
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -57,13 +59,13 @@ async def check_origin(request: web.Request, handler: Handler) -> web.StreamResp
         if wanted:
             headers["Access-Control-Allow-Headers"] = wanted
         return web.Response(status=204, headers=headers)
-    request["cors"] = headers
+    request[_CORS] = headers
     return await handler(request)
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Mark an answer for an allowed origin (a signal: streamed answers are marked before they begin)."""
-    headers = request.get("cors")
+    headers = request.get(_CORS)
     if headers:
         for name in list(response.headers):
             if name.lower().startswith("access-control-"):
