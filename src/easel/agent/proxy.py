@@ -113,7 +113,11 @@ async def _socket(request: web.Request, state: AgentState, target: URL) -> web.S
     protocols = [name.strip() for name in wanted.split(",") if name.strip()]
     try:
         upstream = await state.proxy.ws_connect(
-            target, headers=headers, protocols=protocols, max_msg_size=MAX_MESSAGE
+            target,
+            headers=headers,
+            protocols=protocols,
+            max_msg_size=MAX_MESSAGE,
+            autoclose=False,
         )
     except aiohttp.WSServerHandshakeError as refused:
         return json_answer(
@@ -123,7 +127,11 @@ async def _socket(request: web.Request, state: AgentState, target: URL) -> web.S
     async with upstream:
         chosen = [upstream.protocol] if upstream.protocol else []
         caller = web.WebSocketResponse(
-            protocols=chosen, max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT, compress=False
+            protocols=chosen,
+            max_msg_size=MAX_MESSAGE,
+            heartbeat=HEARTBEAT,
+            compress=False,
+            autoclose=False,
         )
         await caller.prepare(request)
         down = asyncio.create_task(_pump(upstream, caller))
@@ -134,8 +142,12 @@ async def _socket(request: web.Request, state: AgentState, target: URL) -> web.S
             for work in (down, up):
                 work.cancel()
             await asyncio.wait({down, up})
-        await _close(upstream, _code(caller.close_code))
-        await _close(caller, _code(upstream.close_code))
+        # What one side did not say any more, it says now; both know the code it gave.
+        code = _code(
+            upstream.close_code if down.done() and not down.cancelled() else caller.close_code
+        )
+        await _close(upstream, code)
+        await _close(caller, code)
         return caller
 
 
@@ -143,7 +155,7 @@ async def _pump(
     source: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
     sink: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
 ) -> None:
-    """Pass messages on until the source closes."""
+    """Pass messages on until the source closes, and the close with its code."""
     with contextlib.suppress(ConnectionError, aiohttp.ClientError):
         while True:
             message = await source.receive()
@@ -152,6 +164,8 @@ async def _pump(
             elif message.type is WSMsgType.BINARY:
                 await sink.send_bytes(message.data)
             elif message.type not in (WSMsgType.PING, WSMsgType.PONG):
+                if message.type is WSMsgType.CLOSE:
+                    await _close(sink, _code(message.data))
                 return
 
 
