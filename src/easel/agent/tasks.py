@@ -1,7 +1,7 @@
 """The tasks of an agent: accepted once, put in line, given to the engine, watched, finished, stored.
 
 The one road of every door. A task that can be refused is refused before it is accepted; its end is stored before anybody is
-told.
+told, or, where only the caller who waits for it knows its id, a moment later.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Tasks:
         running = [task.finished for task in self._line.taken]
         if running:
             await asyncio.wait(running, timeout=self._settings.supervision.drain_timeout)
+        interrupted = set(self._line.taken)
         for worker in self._workers:
             worker.cancel()
         if self._workers:
@@ -93,10 +94,12 @@ class Tasks:
                 await self.finish(task, _stopped())
             elif task.ending is None:
                 task.record.state = "queued"
+                if task in interrupted:
+                    task.record.attempt -= 1  # it was ended by us, not by what it does
                 with contextlib.suppress(EaselError):
                     await self._keeping.progress(task)
         await self._background.wait()
-        await self._keeping.retry()
+        await self._keeping.flush()
 
     @property
     def waiting(self) -> int:
@@ -294,6 +297,8 @@ class Tasks:
         A task whose node does not look for interrupts is cancelled for its callers after a short grace; its place in the
         engine is free when the prompt really ends, or the engine was restarted for it.
         """
+        if not self._recovered.is_set():
+            await self._recovered.wait()
         task = self.get(task_id)
         if task is None:
             return await self.record(task_id)
