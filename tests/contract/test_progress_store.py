@@ -101,6 +101,15 @@ async def test_an_unknown_id_is_none(store: ProgressStore) -> None:
     assert await store.load("nobody") is None
 
 
+async def test_many_are_saved_at_once(store: ProgressStore) -> None:
+    await store.create(record("many-0", state="running"))
+    records = [record(f"many-{n}", state="succeeded", percent=float(n)) for n in range(50)]
+    await store.save_all(records)
+    await store.save_all([])
+    assert [await store.load(f"many-{n}") for n in range(50)] == records
+    assert await store.unfinished(records[0].owner) == []
+
+
 async def test_create_keeps_the_first(store: ProgressStore) -> None:
     first = record("task", owner="one", seeds={"3.seed": 2**64 - 1})
     assert await store.create(first) is None

@@ -14,8 +14,10 @@ log = logging.getLogger(__name__)
 
 RETRY_PAUSE = 1.0
 """Seconds until the ends that could not be stored are tried again."""
+MOST_FAILURES = 3
+"""Failures in a row after which the store is left alone until the next time."""
 MOST_UNSAVED = 10_000
-"""Ends kept in memory while the store fails; the oldest go first."""
+"""Ends kept in memory at most, while the store fails; the oldest go first."""
 
 
 class Keeping:
@@ -49,17 +51,28 @@ class Keeping:
                 return
             task.dirty = False
             try:
-                await self._write(task, snapshot(task.record))
+                if task.stored:
+                    await self._store.save(snapshot(task.record))
+                else:
+                    # Ids that callers choose were created when they were accepted: this one was drawn, and is free.
+                    await self._store.create(snapshot(task.record))
+                    task.stored = True
             except EaselError:
                 task.dirty = True
                 raise
 
     async def end(self, task: Task) -> None:
-        """Store a task's end. Where that fails it is kept in memory and tried again: the caller has an answer anyway."""
+        """Store a task's end. Where that fails it is kept in memory and tried again: the caller has an answer anyway.
+
+        Of a task whose id nobody but its waiting caller knows, the end is kept in memory and stored with others in a moment.
+        """
         async with task.writing:
             task.dirty = False
+            if not (task.stored or task.detached):
+                self._remember(task.record)
+                return
             try:
-                await self._write(task, task.record)
+                await self._store.save(task.record)
             except EaselError as error:
                 log.error("task %s: its end could not be stored yet: %s", task.id, error)
                 self._remember(task.record)
@@ -73,25 +86,44 @@ class Keeping:
             self._remember(record)
 
     async def run(self, tasks: dict[str, Task]) -> None:
-        """Store the progress of these tasks, a few times a second at most, for ever."""
-        retry_at = 0.0
+        """Store ends and progress of these tasks, a few times a second at most, for ever."""
         loop = asyncio.get_running_loop()
+        not_before = 0.0
         while True:
             await asyncio.sleep(self._interval)
             await self._store_dirty(list(tasks.values()))
-            if self._unsaved and loop.time() >= retry_at:
-                await self.retry()
-                retry_at = loop.time() + RETRY_PAUSE
+            if self._unsaved and loop.time() >= not_before and not await self.flush():
+                not_before = loop.time() + RETRY_PAUSE
 
-    async def retry(self) -> None:
-        """Try once more to store the ends that could not be."""
-        for task_id, record in list(self._unsaved.items()):
+    async def flush(self) -> bool:
+        """Store the ends that are in memory; False when some could not be."""
+        waiting = list(self._unsaved.values())
+        try:
+            await self._store.save_all(waiting)
+        except EaselError:
+            await self._flush_singly(waiting)
+        else:
+            self._forget(waiting)
+        return not any(self._unsaved.get(record.id) is record for record in waiting)
+
+    async def _flush_singly(self, waiting: Collection[TaskRecord]) -> None:
+        """One record that cannot be stored does not keep the others from it."""
+        failed = 0
+        for record in waiting:
             try:
                 await self._store.save(record)
             except EaselError as error:
-                log.warning("%d ends are not stored yet: %s", len(self._unsaved), error)
-                return
-            self._unsaved.pop(task_id, None)
+                failed += 1
+                log.warning("task %s: its end is not stored yet: %s", record.id, error)
+                if failed == MOST_FAILURES:
+                    return
+            else:
+                self._forget([record])
+
+    def _forget(self, stored: Collection[TaskRecord]) -> None:
+        for record in stored:
+            if self._unsaved.get(record.id) is record:
+                del self._unsaved[record.id]
 
     async def _store_dirty(self, tasks: Collection[Task]) -> None:
         """Store what changed; of a task the store need not know yet only from the second look on: most are over by then."""
@@ -103,14 +135,6 @@ class Keeping:
                     await self.progress(task)
                 except EaselError as error:
                     log.warning("task %s: progress could not be stored: %s", task.id, error)
-
-    async def _write(self, task: Task, record: TaskRecord) -> None:
-        if task.stored:
-            await self._store.save(record)
-        else:
-            # Ids that callers choose were created when they were accepted: this one was drawn, and is free.
-            await self._store.create(record)
-            task.stored = True
 
     def _remember(self, record: TaskRecord) -> None:
         while len(self._unsaved) >= MOST_UNSAVED:

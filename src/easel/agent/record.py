@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -67,6 +68,9 @@ class ProgressStore(Protocol):
 
     async def save(self, record: TaskRecord) -> None:
         """Replace the record of this id. Callers see to it that only a record's owner saves it."""
+
+    async def save_all(self, records: Sequence[TaskRecord]) -> None:
+        """Save many records in one go; no other write of theirs is under way. When it fails, any of them may be saved."""
 
     async def load(self, task_id: str) -> TaskRecord | None:
         """Return the record, or None when the id is unknown."""

@@ -27,7 +27,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -118,6 +118,16 @@ class FileStore:
         """Replace the record."""
         entry = _Entry.of(record)
         await self._run(entry.task_id, lambda: self._save(entry))
+
+    async def save_all(self, records: Sequence[TaskRecord]) -> None:
+        """Replace the records, one after the other in one thread."""
+        entries = [_Entry.of(record) for record in records]
+
+        def save() -> None:
+            for entry in entries:
+                self._save(entry)
+
+        await self._run("", save)
 
     async def load(self, task_id: str) -> TaskRecord | None:
         """Return the record, or None."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -140,6 +140,17 @@ class SqlStore:
 
         durable = record.request is not None and record.state in FINISHED
         await self._write(record, save, durable=durable)
+
+    async def save_all(self, records: Sequence[TaskRecord]) -> None:
+        """Replace the records in one transaction."""
+        if not records:
+            return
+        rows = [_row(record) for record in records]
+
+        def save(connection: sa.Connection, _: bool) -> None:
+            connection.execute(self._upsert, rows)
+
+        await self._write(records[0], save, durable=False)
 
     async def load(self, task_id: str) -> TaskRecord | None:
         """Return the record, or None."""
