@@ -40,12 +40,16 @@ async def test_a_task_is_cancelled_before_it_is_taken_up_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DELETE comes while the agent still looks at what the last one left."""
-    go_on = asyncio.Event()
-    original = Tasks._recover
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+    recover, cancel = Tasks._recover, Tasks.cancel
 
     async def slow(self: Tasks, record: Any) -> None:
         await go_on.wait()
-        await original(self, record)
+        await recover(self, record)
+
+    async def noted(self: Tasks, task_id: str) -> Any:
+        arrived.set()
+        return await cancel(self, task_id)
 
     port = free_port()
 
@@ -61,9 +65,8 @@ async def test_a_task_is_cancelled_before_it_is_taken_up_again(
 
             await until(listens, timeout=20, pause=0.02)
             call = asyncio.ensure_future(http.delete("/api/status", params={"id": "long"}))
-            # an answer to a later request on its own connection shows that the first is being served
-            async with http.get("/api/agent"):
-                go_on.set()
+            await asyncio.wait_for(arrived.wait(), 10)
+            go_on.set()
             async with await call as answer:
                 return answer.headers["task-status"]
 
@@ -73,6 +76,7 @@ async def test_a_task_is_cancelled_before_it_is_taken_up_again(
             await first.submit(sleep(60), "long")
             await first.runs("long")
         monkeypatch.setattr(Tasks, "_recover", slow)
+        monkeypatch.setattr(Tasks, "cancel", noted)
         deleting = asyncio.ensure_future(delete())
         async with agent_of(tmp_path / "agent", choice, port=port) as second:
             assert await deleting == "cancelled"
