@@ -111,7 +111,7 @@ def test_ports_that_are_none(port: str) -> None:
         (("main.py",), {"engine": "builtin", "comfyui": "http://x"}),
     ],
 )
-def test_exactly_one_engine(command: tuple[str, ...], flags: dict[str, str]) -> None:
+def test_exactly_one_engine(command: tuple[str, ...], flags: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="exactly one") as caught:
         chosen(*command, **flags)
     assert caught.value.hint

@@ -102,17 +102,16 @@ class EngineLink:
         longest = REFRESH_PAUSE if newer else INFO_AGE
         if self._fresh(longest):
             return self._info
-        async with self._info_lock:
-            if self._fresh(longest):
-                return self._info
-            try:
-                async with asyncio.timeout(timeout):
+        try:
+            # Over the lock, too: who asks for a moment does not wait behind one who waits for an engine to start.
+            async with asyncio.timeout(timeout), self._info_lock:
+                if not self._fresh(longest):
                     await self.wait_ready(timeout)
                     starts = self._starts
                     self._info = await self.client.object_info()
                     self._info_at, self._info_starts = time.monotonic(), starts
-            except (EngineError, TimeoutError) as error:
-                log.info("no /object_info yet: %s", error)
+        except (EngineError, TimeoutError) as error:
+            log.info("no /object_info yet: %s", error)
         return self._info
 
     @property
