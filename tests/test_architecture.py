@@ -13,11 +13,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "easel"
 MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
+    "listening": {"errors"},
     "workflow": {"errors"},
     "storage": {"errors", "settings"},
     "comfy": {"errors", "settings", "workflow", "storage"},
-    "engine": {"errors", "settings", "workflow", "storage"},
-    "agent": {"errors", "settings", "workflow", "storage", "comfy"},
+    "engine": {"errors", "settings", "listening", "workflow", "storage"},
+    "agent": {"errors", "settings", "listening", "workflow", "storage", "comfy"},
     "cli": {"errors", "settings", "workflow", "storage", "comfy", "engine", "agent"},
     "__main__": {"cli"},
 }

@@ -29,6 +29,7 @@ from easel.agent.tasks import Tasks, now_ms
 from easel.comfy.client import ComfyClient
 from easel.comfy.process import EngineProcess
 from easel.errors import ConfigurationError, EngineError
+from easel.listening import listen, local_url
 from easel.settings import AgentSettings
 
 log = logging.getLogger(__name__)
@@ -93,12 +94,12 @@ async def running_agent(
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        port = await _listen(runner, settings)
+        port = await listen(runner, settings.host, settings.port)
         stack.push_async_callback(link.stop)
         await link.start()
         await tasks.open()
         stack.push_async_callback(tasks.close)
-        yield RunningAgent(f"http://{_shown(settings.host)}:{port}", port, state)
+        yield RunningAgent(local_url(settings.host, port), port, state)
 
 
 def _process(
@@ -124,25 +125,6 @@ def _prepare(settings: AgentSettings) -> None:
             f"the data directory {settings.data_dir} cannot be used: {error.strerror}",
             hint="choose another with --data-dir",
         ) from error
-
-
-async def _listen(runner: web.AppRunner, settings: AgentSettings) -> int:
-    try:
-        await web.TCPSite(runner, settings.host, settings.port, backlog=1024).start()
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
-            hint="another program has the port; choose one with --port, 0 takes a free one",
-        ) from error
-    port: int = runner.addresses[0][1]
-    return port
-
-
-def _shown(host: str) -> str:
-    """The host as it stands in a URL that can be opened from this machine."""
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _say(line: str) -> None:

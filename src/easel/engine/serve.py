@@ -26,6 +26,7 @@ from easel.engine.server.sockets import MAX_QUEUED_BYTES, SocketHub
 from easel.engine.server.state import ServerState
 from easel.engine.server.users import Users
 from easel.errors import ConfigurationError
+from easel.listening import listen, local_url
 from easel.settings import EngineSettings
 
 log = logging.getLogger(__name__)
@@ -113,10 +114,10 @@ async def running_engine(
     logger.setLevel(logging.INFO)
     logger.addHandler(logs)
     try:
-        port = await _listen(runner, settings)
+        port = await listen(runner, settings.host, settings.port)
         await asyncio.to_thread(engine.start)
         try:
-            yield RunningEngine(f"http://{_shown(settings.host)}:{port}", port, state)
+            yield RunningEngine(local_url(settings.host, port), port, state)
         finally:
             await runner.cleanup()
             await asyncio.to_thread(engine.stop, STOP_SECONDS)
@@ -133,25 +134,6 @@ def _prepare(folders: Folders) -> None:
         raise ConfigurationError(
             f"the data directory {folders.base} cannot be used: {error.strerror}"
         ) from error
-
-
-async def _listen(runner: web.AppRunner, settings: EngineSettings) -> int:
-    try:
-        await web.TCPSite(runner, settings.host, settings.port, backlog=1024).start()
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
-            hint="another program has the port; choose one with --port, 0 takes a free one",
-        ) from error
-    port: int = runner.addresses[0][1]
-    return port
-
-
-def _shown(host: str) -> str:
-    """The host as it stands in a URL that can be opened from this machine."""
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def die_with_parent() -> None:
