@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64 as b64
 import contextlib
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import msgspec
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
@@ -43,16 +46,10 @@ async def run_socket(request: web.Request) -> web.StreamResponse:
         parsed = await parse(state, body)
         base64 = base64 or parsed.options.output_base64
         attending = state.tasks.attend(task_id, parsed, base64=base64, previews=previews)
-        async with attending as listener:
-            await _follow(state, socket, listener)
+        await _while_there(socket, _run(state, socket, attending, base64))
     except EaselError as error:
         await _send(socket, _encode({"type": "error", "data": wire.error_body(error)}))
-        await socket.close()
-        return socket
-    if not socket.closed:
-        kind, data = await last_message(state, listener.task, base64)
-        await _send(socket, wire.message(kind, data, listener.task.record, None))
-        await socket.close()
+    await socket.close()
     return socket
 
 
@@ -70,19 +67,34 @@ async def _first_message(socket: web.WebSocketResponse) -> bytes | None:
     return None
 
 
-async def _follow(state: AgentState, socket: web.WebSocketResponse, listener: Listener) -> None:
-    """Send progress until the task is over or the caller leaves (or says ``{"type": "close"}``)."""
-    task = listener.task
+async def _while_there(socket: web.WebSocketResponse, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, but not beyond the moment when the caller leaves or says ``{"type": "close"}``. Raises what it raises.
+
+    The socket is read from the beginning, also while the engine starts or files are fetched: pings are answered then, too.
+    """
     reader = asyncio.create_task(_until_left(socket))
-    sender = asyncio.create_task(_progress(state, socket, task, listener))
+    worker = asyncio.create_task(work)
     try:
-        await asyncio.wait({reader, sender}, return_when=asyncio.FIRST_COMPLETED)
-        if reader.done() and not task.over:
-            await socket.close()
+        await asyncio.wait({reader, worker}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for work in (reader, sender):
-            work.cancel()
-        await asyncio.wait({reader, sender})
+        for one in (reader, worker):
+            one.cancel()
+        await asyncio.wait({reader, worker})
+    if not worker.cancelled():
+        worker.result()
+
+
+async def _run(
+    state: AgentState,
+    socket: web.WebSocketResponse,
+    attending: AbstractAsyncContextManager[Listener],
+    base64: bool,
+) -> None:
+    """Attend the task to its end: progress as it comes, then the result or the error."""
+    async with attending as listener:
+        await _progress(state, socket, listener.task, listener)
+    kind, data = await last_message(state, listener.task, base64)
+    await _send(socket, wire.message(kind, data, listener.task.record, None))
 
 
 async def _progress(

@@ -1,0 +1,64 @@
+"""Callers that must wait before their task is accepted: they can still leave, and their sockets are alive meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import WSMsgType
+
+from easel.agent.command import EngineChoice
+from easel.agent.serve import RunningAgent, running_agent
+from easel.settings import AgentSettings
+from tests.agent.agents import QUICK, noop
+from tests.servers import free_port
+from tests.waiting import until
+
+
+@asynccontextmanager
+async def without_engine(folder: Path) -> AsyncIterator[tuple[RunningAgent, aiohttp.ClientSession]]:
+    """Run an agent whose engine is not there: a task waits for it before it can be validated."""
+    settings = AgentSettings(port=0, data_dir=folder, supervision=QUICK)
+    choice = EngineChoice(f"http://127.0.0.1:{free_port()}", None)
+    timeout = aiohttp.ClientTimeout(total=20)
+    async with (
+        running_agent(settings, choice) as agent,
+        aiohttp.ClientSession(agent.url, timeout=timeout) as http,
+    ):
+        yield agent, http
+
+
+async def prepared(agent: RunningAgent, count: int) -> None:
+    """Wait until so many tasks are in memory."""
+
+    async def counted() -> bool:
+        return len(agent.state.tasks._tasks) == count
+
+    await until(counted, timeout=10, pause=0.01)
+
+
+@pytest.mark.parametrize("how", ["says close", "closes", "breaks off"])
+async def test_a_socket_whose_task_is_not_accepted_yet(tmp_path: Path, how: str) -> None:
+    async with (
+        without_engine(tmp_path) as (agent, http),
+        http.ws_connect("/api/run/ws", autoping=False) as socket,
+    ):
+        await socket.send_json(noop())
+        await prepared(agent, 1)
+        await socket.ping(b"still there?")
+        message = await socket.receive(timeout=10)
+        assert (message.type, message.data) == (WSMsgType.PONG, b"still there?")
+        if how == "says close":
+            await socket.send_json({"type": "close"})
+            assert (await socket.receive(timeout=10)).type is WSMsgType.CLOSE
+        elif how == "closes":
+            await socket.close()
+            assert socket.close_code == 1000
+        else:
+            transport = socket._writer.transport
+            assert transport is not None
+            transport.abort()
+        await prepared(agent, 0)
