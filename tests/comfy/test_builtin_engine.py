@@ -86,6 +86,14 @@ async def test_many_at_once_each_get_their_own(instance: Instance, tmp_path: Pat
     assert len(list(tmp_path.iterdir())) == 40
 
 
+async def test_a_large_prompt(instance: Instance) -> None:
+    """Two megabytes: a long text in the title of a node."""
+    prompt = picture(77)
+    next(iter(prompt.values()))["_meta"] = {"title": "x" * 2_000_000}
+    run = await instance.connection.submit(prompt)
+    assert (await run.outcome()).status == "success"
+
+
 async def test_a_failing_node(instance: Instance) -> None:
     run = await instance.connection.submit(
         demo("EaselFail", message="on purpose", exception="ValueError", steps=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -289,11 +290,13 @@ class ComfyClient:
         """Send a request and return the body of its 200 answer."""
         what = f"{method} {url.path}"
         headers = {**self._headers, **_JSON} if isinstance(body, bytes) else self._headers
+        # aiohttp writes bytes in one piece; a stream it writes in many, and others get their turn in between.
+        data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > _SMALL else body
         with _translated(what):
             async with self.session.request(
                 method,
                 url,
-                data=body,
+                data=data,
                 headers=headers,
                 timeout=timeout or self._whole,
                 allow_redirects=False,
