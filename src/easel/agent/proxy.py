@@ -74,7 +74,10 @@ def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
 def _upward(request: web.Request) -> CIMultiDict[str]:
     """The request's headers as ComfyUI gets them: the origin was checked here, and ComfyUI compares it with its own host."""
     headers = _end_to_end(request.headers)
-    for name in ("Host", "Origin", "Referer", "Sec-Fetch-Site"):
+    if "Origin" in headers:
+        headers.popall("Sec-Fetch-Site", None)
+    # Without an Origin nothing was checked: a ComfyUI that refuses what other sites' pages embed goes on doing so.
+    for name in ("Host", "Origin", "Referer"):
         headers.popall(name, None)
     return headers
 
