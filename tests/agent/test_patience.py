@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket as sockets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,10 +13,11 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
+from easel.agent import run_door
 from easel.agent.command import EngineChoice
 from easel.agent.serve import RunningAgent, running_agent
 from easel.settings import AgentSettings
-from tests.agent.agents import QUICK, noop
+from tests.agent.agents import QUICK, Agent, node, noop, steps
 from tests.servers import free_port
 from tests.waiting import until
 
@@ -62,3 +66,23 @@ async def test_a_socket_whose_task_is_not_accepted_yet(tmp_path: Path, how: str)
             assert transport is not None
             transport.abort()
         await prepared(agent, 0)
+
+
+async def test_an_event_stream_that_is_not_read(
+    served: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reader is cut off, its task cancelled; nothing is written behind the events, and nothing of it is an error."""
+    monkeypatch.setattr(run_door, "SEND_TIMEOUT", 0.2)
+    prompt = {str(n): node("EaselNoop", text=f"{n}" * 40) for n in range(3000)}
+    raw = json.dumps({**prompt, "steps": steps(500, 0.02)["1"]}).encode()
+    head = "POST /api/run HTTP/1.1\r\nHost: x\r\ntask-id: stalls\r\nAccept: text/event-stream\r\n"
+    stalled = sockets.socket()
+    stalled.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+    stalled.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(stalled, ("127.0.0.1", served.running.port))
+    with stalled:
+        await loop.sock_sendall(stalled, f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+        assert (await served.settled("stalls"))["state"] == "cancelled"
+    assert not [entry for entry in caplog.records if entry.levelname == "ERROR"]
+    assert await served.run(noop())

@@ -120,16 +120,29 @@ async def _stream(
     request: web.Request, state: AgentState, listener: Listener, base64: bool
 ) -> web.StreamResponse:
     """Answer with server-sent events: progress as it comes, then the result or the error."""
-    task = listener.task
     response = web.StreamResponse(
         headers={
-            **wire.task_headers(task.record),
+            **wire.task_headers(listener.task.record),
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",
         }
     )
     await response.prepare(request)
+    try:
+        await _events(response, state, listener, base64)
+    except ConnectionError:
+        # Gone, or too slow: there is nobody left to tell.
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+async def _events(
+    response: web.StreamResponse, state: AgentState, listener: Listener, base64: bool
+) -> None:
+    """Write the events. Raises ConnectionError when the reader leaves or does not keep up."""
+    task = listener.task
     while not task.over:
         position = state.tasks.position(task.id)
         progress = wire.message("progress", task.record.nodes, task.record, position)
@@ -140,11 +153,10 @@ async def _stream(
     final = wire.message(kind, data, task.record, None)
     await _write(response, b"event: " + kind.encode() + b"\ndata: " + final + b"\n\n")
     await response.write_eof()
-    return response
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:
-    """Write to a reader; one that does not take it in time is cut off."""
+    """Write to a reader. Raises ConnectionResetError for one that does not take it in time."""
     try:
         async with asyncio.timeout(SEND_TIMEOUT):
             await response.write(data)
