@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
-from easel.agent import run_door
+from easel.agent import first_request, run_door
 from easel.agent.command import EngineChoice
 from easel.agent.serve import RunningAgent, running_agent
 from easel.settings import AgentSettings
@@ -86,3 +86,25 @@ async def test_an_event_stream_that_is_not_read(
         assert (await served.settled("stalls"))["state"] == "cancelled"
     assert not [entry for entry in caplog.records if entry.levelname == "ERROR"]
     assert await served.run(noop())
+
+
+async def test_a_connection_on_which_nothing_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is closed, also in the midst of a head; one that has asked something is kept."""
+    monkeypatch.setattr(first_request, "TIMEOUT", 0.2)
+    monkeypatch.setattr(first_request, "LOOK", 0.02)
+    known = b"GET /api/agent HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with without_engine(tmp_path) as (agent, _):
+        kept_reader, kept = await asyncio.open_connection("127.0.0.1", agent.port)
+        kept.write(known)
+        assert (await asyncio.wait_for(kept_reader.readline(), 10)).startswith(b"HTTP/1.1 503")
+        for begun in (b"", b"POST /api/run HTTP/1.1\r\nHost: x\r\nX-"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", agent.port)
+            writer.write(begun)
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+        kept.write(known)
+        async with asyncio.timeout(10):
+            await kept_reader.readuntil(b"HTTP/1.1 503")
+        kept.close()

@@ -7,6 +7,7 @@ import logging
 from aiohttp import web
 
 from easel.agent import origins, proxy, run_door, socket_door, status_door, wire
+from easel.agent.first_request import FirstRequests
 from easel.agent.state import STATE, AgentState
 from easel.errors import BadRequest, EaselError
 
@@ -48,9 +49,11 @@ async def own_paths_only(request: web.Request) -> web.StreamResponse:
     raise web.HTTPMethodNotAllowed(request.method, _METHODS[request.path])
 
 
-def make_app(state: AgentState) -> web.Application:
+def make_app(state: AgentState, first: FirstRequests) -> web.Application:
     """Return the application."""
-    app = web.Application(middlewares=[origins.check_origin, errors_as_json], client_max_size=0)
+    app = web.Application(
+        middlewares=[first.middleware(), origins.check_origin, errors_as_json], client_max_size=0
+    )
     app[STATE] = state
     app.on_response_prepare.append(origins.add_headers)
     app.router.add_post("/api/run", run_door.run, expect_handler=run_door.expect)

@@ -18,6 +18,7 @@ from easel.agent.admission import Admission
 from easel.agent.app import make_app
 from easel.agent.command import EngineChoice
 from easel.agent.engine_files import EngineUploader
+from easel.agent.first_request import FirstRequests
 from easel.agent.input_files import InputFiles
 from easel.agent.keeping import Keeping
 from easel.agent.link import EngineLink
@@ -84,8 +85,9 @@ async def running_agent(
             Runner(settings, link, outputs, now_ms),
         )
         state = AgentState(settings, tasks, link, outputs, through)
+        first = FirstRequests()
         runner = web.AppRunner(
-            make_app(state),
+            make_app(state, first),
             access_log=None,
             handler_cancellation=True,
             shutdown_timeout=2.0,
@@ -95,6 +97,9 @@ async def running_agent(
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         port = await listen(runner, settings.host, settings.port)
+        assert runner.server is not None
+        watching = asyncio.create_task(first.watch(runner.server))
+        stack.callback(watching.cancel)
         stack.push_async_callback(link.stop)
         await link.start()
         await tasks.open()
