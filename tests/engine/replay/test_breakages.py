@@ -16,6 +16,7 @@ from easel.engine.serve import RunningEngine
 from tests.conftest import FIXTURES
 from tests.engine.engines import PROBES, engine
 from tests.engine.replay.recording import is_prompt, load
+from tests.waiting import until
 
 DOCS = FIXTURES.parents[2] / "docs" / "engine-deviations.md"
 
@@ -49,13 +50,12 @@ async def submit(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
 
 async def ended(session: aiohttp.ClientSession, prompt_id: str) -> Any:
     """Wait until a prompt is in the history and return its entry."""
-    async with asyncio.timeout(15):
-        while True:
-            async with session.get("/history") as response:  # an id may be any text, even none
-                found = await response.json()
-            if prompt_id in found:
-                return found[prompt_id]
-            await asyncio.sleep(0.01)
+
+    async def there() -> Any:
+        async with session.get("/history") as response:  # an id may be any text, even none
+            return (await response.json()).get(prompt_id)
+
+    return await until(there, timeout=15, pause=0.01)
 
 
 async def still_works(session: aiohttp.ClientSession) -> None:
