@@ -37,7 +37,9 @@ async def run_socket(request: web.Request) -> web.StreamResponse:
         heartbeat=HEARTBEAT, max_msg_size=state.settings.max_body_bytes, compress=False
     )
     if not socket.can_prepare(request).ok:
-        raise BadRequest("this is a WebSocket; POST /api/run takes the prompt by HTTP")
+        refused = BadRequest("this is a WebSocket; POST /api/run takes the prompt by HTTP")
+        said = wire.error_body(refused, "WebsocketUpgradeError")
+        return wire.json_answer(said, refused.http_status)
     await socket.prepare(request)
     try:
         body = await _first_message(socket)

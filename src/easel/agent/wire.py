@@ -9,7 +9,14 @@ import msgspec
 from aiohttp import web
 
 from easel.agent.record import TaskRecord
-from easel.errors import BadRequest, EaselError, StoreFailed, TaskNotFound
+from easel.errors import (
+    BadRequest,
+    EaselError,
+    FileNotFound,
+    OutputFailed,
+    StoreFailed,
+    TaskNotFound,
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -31,6 +38,8 @@ def error_word(fields: Mapping[str, Any]) -> str:
     code, status = fields.get("code"), fields.get("http_status", 500)
     if code in (TaskNotFound.code, StoreFailed.code):
         return "LoadProgressError"
+    if code in (FileNotFound.code, OutputFailed.code):
+        return "MarshalResultError"
     return "RequestParamsError" if 400 <= status < 500 and code != "task_cancelled" else _CALL
 
 
