@@ -339,6 +339,23 @@ async def test_comfyuis_own_socket_and_prompt_through_the_agent(served: Agent) -
 # Without an engine.
 
 
+@pytest.mark.parametrize("path", ["/prompt", "/api/prompt"])
+async def test_a_prompt_that_would_break_comfyui_does_not_reach_it(
+    tmp_path: Path, path: str
+) -> None:
+    good = {"prompt": noop(), "client_id": "c", "extra_data": {"x": "ä"}}
+    async with before(echo, tmp_path) as url, aiohttp.ClientSession(url) as http:
+        for odd in ({**good, "client_id": ["c"]}, {**good, "extra_data": None}, [1]):
+            async with http.post(path, json=odd) as answer:
+                assert answer.status == 400
+                said = await answer.json()
+                assert set(said["error"]) == {"type", "message", "details", "extra_info"}
+                assert said["node_errors"] == {}
+        async with http.post(path, json=good) as answer:
+            assert answer.status == 200
+            assert json.loads((await answer.json())["body"].encode("latin-1")) == good
+
+
 async def test_no_engine(tmp_path: Path) -> None:
     settings = AgentSettings(port=0, data_dir=tmp_path, supervision=QUICK)
     choice = EngineChoice(f"http://127.0.0.1:{free_port()}", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 from collections.abc import Mapping
 
@@ -12,12 +13,15 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from multidict import CIMultiDict
 from yarl import URL
 
+from easel.agent.run_door import read_body
 from easel.agent.state import STATE, AgentState
 from easel.agent.wire import json_answer
-from easel.errors import BadRequest, EngineUnavailable
+from easel.errors import BadRequest, EaselError, EngineUnavailable
+from easel.workflow.native import check_native_body
 
 log = logging.getLogger(__name__)
 
+PROMPT_PATHS = ("/prompt", "/api/prompt")
 HOP_BY_HOP = {
     "connection",
     "keep-alive",
@@ -55,7 +59,9 @@ async def proxy(request: web.Request) -> web.StreamResponse:
     try:
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await _socket(request, state, target)
-        return await _http(request, state, target)
+        if request.method == "POST" and request.path in PROMPT_PATHS:
+            return await _prompt(request, state, target)
+        return await _http(request, state, target, request.content if request.body_exists else None)
     except (aiohttp.ClientConnectionError, TimeoutError) as error:
         return _unavailable(state, error)
 
@@ -82,8 +88,22 @@ def _upward(request: web.Request) -> CIMultiDict[str]:
     return headers
 
 
-async def _http(request: web.Request, state: AgentState, target: URL) -> web.StreamResponse:
-    body = request.content if request.body_exists else None
+async def _prompt(request: web.Request, state: AgentState, target: URL) -> web.StreamResponse:
+    """Pass a prompt on once it is sure not to break the engine: some bodies end its worker, for everybody."""
+    try:
+        body = await read_body(request, state.settings.max_body_bytes)
+        await asyncio.to_thread(check_native_body, body)
+    except BadRequest as error:
+        return _as_comfyui(error)
+    return await _http(request, state, target, io.BytesIO(body))
+
+
+async def _http(
+    request: web.Request,
+    state: AgentState,
+    target: URL,
+    body: aiohttp.StreamReader | io.BytesIO | None,
+) -> web.StreamResponse:
     headers = _upward(request)
     headers.popall("Expect", None)
     async with state.proxy.request(
@@ -197,16 +217,16 @@ def _unavailable(state: AgentState, cause: BaseException) -> web.Response:
         else "is ComfyUI running, and is its address right?",
     )
     log.info("proxy: %s", cause)
-    fields = error.to_json()
-    body = {
-        "error": {
-            "type": error.code,
-            "message": error.message,
-            "details": error.hint or "",
-            "extra_info": {},
-        },
-        "node_errors": {},
-        "code": error.code,
-        "hint": fields.get("hint"),
+    return _as_comfyui(error)
+
+
+def _as_comfyui(error: EaselError) -> web.Response:
+    """Return an error in the shape that ComfyUI's clients read, with our own words beside it."""
+    shape = {
+        "type": error.code,
+        "message": error.message,
+        "details": error.hint or "",
+        "extra_info": {},
     }
+    body = {**error.to_json(), "error": shape, "node_errors": {}}
     return json_answer(body, error.http_status)
