@@ -66,16 +66,8 @@ def agent(url: str, port: int, data_dir: Path) -> Iterator[subprocess.Popen[byte
     Raises EngineUnavailable with the last log lines when it does not come up.
     """
     command = [sys.executable, "-m", "easel", "agent", "--engine", "builtin"]
-    command += [
-        "--pack",
-        "demo",
-        "--pack",
-        "pretend",
-        "--port",
-        str(port),
-        "--data-dir",
-        str(data_dir),
-    ]
+    command += ["--pack", "demo", "--pack", "pretend"]
+    command += ["--port", str(port), "--data-dir", str(data_dir)]
     command += ["--with-parent"]  # it ends when the pipe to it is closed, however we end
     with TemporaryFile() as log:
         # A session of its own: Ctrl-C reaches this process alone, which then stops the agent in order.
@@ -120,8 +112,8 @@ def demo(*, once: bool, host: str, port: int, data_dir: Path, output: Path) -> i
         print(f"\nResult: in {output.resolve()}\nWebUI:  {url}/\nAPI:    POST {url}/api/run")
         if once:
             return 0
-        print("Text-to-image is pretended here: no model runs. Ctrl-C ends.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
+            print("Text-to-image is pretended here: no model runs. Ctrl-C ends.", flush=True)
             code = process.wait()
             print(f"the agent ended by itself (exit code {code})", file=sys.stderr)
             return code or 1
