@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from easel.agent.command import EngineChoice
-from easel.errors import StoreFailed
+from easel.errors import StoreFailed, TaskCancelled
 from tests.agent.agents import (
     Agent,
     agent,
@@ -339,6 +339,40 @@ async def test_a_database_that_is_gone(tmp_path: Path) -> None:
         assert (await served.record("runs"))["state"] == "succeeded"
         del store.save
         assert await served.run(noop(), task_id="kept") == nodes
+
+
+async def test_a_late_event_does_not_touch_the_end(served: Agent) -> None:
+    """A prompt begins in the engine while the end of its task is on its way to a slow store."""
+    tasks = served.running.state.tasks
+    await served.submit(sleep(30), "before")
+    await served.runs("before")
+    await served.submit(sleep(30), "late")
+    late = tasks.get("late")
+    assert late is not None
+
+    async def posted() -> bool:
+        return late.run is not None
+
+    await until(posted, timeout=10)
+    store = tasks._keeping._store
+    save, go_on = store.save, asyncio.Event()
+
+    async def slow(record: Any) -> None:
+        await go_on.wait()
+        await save(record)
+
+    store.save = slow  # type: ignore[method-assign]
+    end = asyncio.ensure_future(tasks.finish(late, TaskCancelled("enough")))
+    before = asyncio.ensure_future(served.cancel("before"))
+
+    async def begun() -> bool:
+        return late.run is not None and late.run.started
+
+    await until(begun, timeout=20)
+    go_on.set()
+    await end
+    await before
+    assert (await served.record("late"))["state"] == "cancelled"
 
 
 async def test_a_late_snapshot_never_overwrites_the_end(served: Agent) -> None:

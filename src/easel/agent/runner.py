@@ -72,8 +72,9 @@ class Runner:
             raise
         attempt = Attempt(run, self._in_engine)
         task.run = run
-        task.record.prompt_id = run.prompt_id
-        task.record.node_errors = run.node_errors
+        if task.ending is None:
+            task.record.prompt_id = run.prompt_id
+            task.record.node_errors = run.node_errors
         try:
             outcome = await self._watch(task, run, tracker)
         finally:
@@ -81,10 +82,10 @@ class Runner:
             self._in_engine.discard(attempt)
         if isinstance(outcome.error, EngineError):
             task.innocent = await attempt.innocent()
-        tracker.cached(outcome.cached, self._clock())
-        outcome.raise_for_status()
         if task.ending is not None:
             raise TaskCancelled("the task was cancelled")
+        tracker.cached(outcome.cached, self._clock())
+        outcome.raise_for_status()
         await self._keep_outputs(task, tracker, outcome)
 
     async def _watch(self, task: Task, run: Run, tracker: ProgressTracker) -> Outcome:
@@ -117,7 +118,9 @@ class Runner:
             raise
 
     def _note(self, task: Task, tracker: ProgressTracker, event: Event) -> None:
-        """Take an event into the task's progress."""
+        """Take an event into the task's progress. Once its end is being written, nothing more is: the record is final."""
+        if task.ending is not None:
+            return
         now = self._clock()
         match event:
             case Progress(node=node) if node is not None:
