@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from easel.workflow.links import fits
-from easel.workflow.validate import Custom, Validation, validate_prompt
+from easel.workflow.validate import MOST_REVISITS, Custom, Validation, validate_prompt
 from tests.conftest import FIXTURES
 
 INFO: dict[str, Any] = json.loads((FIXTURES / "object_info.json").read_text())
@@ -209,6 +209,57 @@ def test_cycles() -> None:
         assert error["dependent_outputs"] == ["p" if node_id == "self" else "o"]
 
 
+@pytest.mark.parametrize("kind", ["one fault below", "every node faulty", "a ring"])
+def test_what_many_outputs_share_is_not_walked_for_each(kind: str) -> None:
+    """The product of nodes and outputs took minutes, and its answer hundreds of megabytes."""
+    many = 4000
+    prompt = {
+        str(i): n("Int", v=[str((i + 1) % many), 0], **({"more": "x"} if kind[0] == "e" else {}))
+        for i in range(many)
+    }
+    if kind != "a ring":
+        prompt[str(many - 1)] = n("Int")
+    prompt |= {f"o{i}": n("Out", v=["0", 0]) for i in range(many)} | {"good": n("Out", v=1)}
+    walked = 0
+
+    def check(_node_id: str, _class_type: str, _constants: Mapping[str, Any]) -> Custom | None:
+        nonlocal walked
+        walked += 1
+        return None
+
+    verdict = validate_prompt(prompt, SMALL, check=check)
+    assert verdict.outputs == ["good"]
+    assert walked == 2 * many + 1
+    told = sum(len(e["dependent_outputs"]) for e in verdict.node_errors.values())
+    assert told < MOST_REVISITS + 3 * many
+    assert len(json.dumps(verdict.node_errors)) < 6_000_000
+    last = str(many - 1)
+    assert verdict.node_errors[last]["dependent_outputs"][:3] == ["o0", "o1", "o2"]
+
+
+def test_errors_do_not_repeat_long_lists_of_choices() -> None:
+    prompt = {"1": n("Int", v=1), "2": n("Long", v=["1", 0]), "o": n("Out", v=["2", 0])}
+    info = {**SMALL, "Long": SMALL["Long"] | {"output": ["INT"]}}
+    (error,) = validate_prompt(prompt, info).node_errors["2"]["errors"]
+    assert error["details"] == "v, received_type(INT) mismatch input_type((list of length 21))"
+    assert error["extra_info"]["input_config"] is None
+    prompt["2"] = n("Choice", v=["1", 0])
+    (error,) = validate_prompt(prompt, info).node_errors["2"]["errors"]
+    assert (
+        error["details"]
+        == "v, received_type(INT) mismatch input_type(['a', 'b', 1, None, {'x': 1}])"
+    )
+    assert error["extra_info"]["input_config"] == SMALL["Choice"]["input"]["required"]["v"]
+
+
+def test_a_check_that_gives_no_reason() -> None:
+    def check(_node_id: str, _class_type: str, _constants: Mapping[str, Any]) -> Custom | None:
+        return Custom(["v"], {"v": ""})
+
+    verdict = validate_prompt({"o": n("Out", v=1)}, SMALL, check=check)
+    assert errors_of(verdict, "o") == [("custom_validation_failed", "v")]
+
+
 def test_targets_restrict_the_outputs() -> None:
     prompt = {"1": n("Int", v=99), "o": n("Out", v=["1", 0]), "p": n("Out", v=1)}
     assert validate_prompt(prompt, SMALL, targets={"p"}) == Validation(None, ["p"], {})
@@ -341,3 +392,28 @@ def test_any_prompt(prompt: Any) -> None:
     assert set(again.node_errors) == set(verdict.node_errors)
     for output in verdict.outputs:  # an output's verdict is its own
         assert validate_prompt(prompt, SMALL, targets=[output]).outputs == [output]
+
+
+SPECS = st.lists(JSON, max_size=2) | st.tuples(st.sampled_from(["INT", "*"]), JSON).map(list) | JSON
+GROUPS = st.dictionaries(st.sampled_from(["v", "w"]), SPECS, max_size=2) | JSON
+DESCRIBED = st.fixed_dictionaries(
+    {},
+    optional={
+        "input": st.fixed_dictionaries({}, optional=dict.fromkeys(["required", "optional"], GROUPS))
+        | JSON,
+        "output": st.lists(JSON, max_size=2) | JSON,
+        "output_node": st.just(True) | JSON,
+    },
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    PROMPTS,
+    st.dictionaries(st.sampled_from(["Int", "Out", "Any"]), DESCRIBED | JSON, min_size=1),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_object_info(prompt: Any, info: Any, values: bool, types: bool) -> None:
+    """Other people's packs describe their classes as they like."""
+    consistent(validate_prompt(prompt, SMALL | info, values=values, types=types), prompt)

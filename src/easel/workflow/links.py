@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easel.workflow.constants import Problem, problem, text
+from easel.workflow.constants import LONG_LIST, Problem, problem, text
 from easel.workflow.types import NodeId, ObjectInfo
 
 
@@ -27,22 +27,38 @@ def link_problem(
     source, slot = value
     if not isinstance(source, str) or source not in prompt:
         return _dangling(name, spec, value, plain=plain)
-    types = object_info[prompt[source]["class_type"]].get("output", [])
+    described: object = object_info[prompt[source]["class_type"]]
+    types = described.get("output") if isinstance(described, Mapping) else None
+    if not isinstance(types, list | tuple):
+        types = ()
     if isinstance(slot, bool) or not isinstance(slot, int) or not 0 <= slot < len(types):
         return _bad_link(name, spec, value)
     wanted, received = spec[0], types[slot]
     if fits(received, wanted):
         return None
-    shown = "COMBO" if isinstance(wanted, list) else wanted
     return problem(
         "return_type_mismatch",
         "Return type mismatch between linked nodes",
-        f"{name}, received_type({received}) mismatch input_type({shown})",
+        f"{name}, received_type({_brief(received)}) mismatch input_type({_brief(wanted)})",
         input_name=name,
-        input_config=spec,
-        received_type=received,
+        input_config=_config(spec),
+        received_type=_brief(received),
         linked_node=value,
     )
+
+
+def _brief(kind: object) -> object:
+    """A type as an error shows it: of many choices only their number, or one prompt of many faults is told in gigabytes."""
+    if isinstance(kind, list) and len(kind) > LONG_LIST:
+        return f"(list of length {len(kind)})"
+    return kind
+
+
+def _config(spec: Sequence[Any]) -> Sequence[Any] | None:
+    """A declaration as an error shows it: None in the place of many choices, as for a value that is none of them."""
+    options = spec[1].get("options") if len(spec) > 1 and isinstance(spec[1], Mapping) else None
+    choices = spec[0] if isinstance(spec[0], list) else options
+    return None if isinstance(choices, list) and len(choices) > LONG_LIST else spec
 
 
 def _dangling(name: str, spec: Sequence[Any], value: list[Any], *, plain: bool) -> Problem:
@@ -54,7 +70,7 @@ def _dangling(name: str, spec: Sequence[Any], value: list[Any], *, plain: bool) 
             "Link to a node that does not exist",
             reason,
             input_name=name,
-            input_config=spec,
+            input_config=_config(spec),
             received_value=value,
         )
     return problem(
@@ -73,7 +89,7 @@ def _bad_link(name: str, spec: Sequence[Any], value: list[Any]) -> Problem:
         "Bad linked input, must be a length-2 list of [node_id, slot_index]",
         name,
         input_name=name,
-        input_config=spec,
+        input_config=_config(spec),
         received_value=value,
     )
 

@@ -2,7 +2,7 @@
 
 The shapes are those that ``POST /prompt`` of ComfyUI 0.3.64 answers with: ``error`` and, for each faulty node,
 ``node_errors[id] = {errors, dependent_outputs, class_type}``. Only nodes that an output needs are looked at. Nothing here
-recurses, so that no prompt is too deep, and no JSON makes it raise.
+recurses, so that no prompt is too deep, and no JSON makes it raise, as a prompt or as an `object_info`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from easel.workflow.constants import Problem, convert, judge, problem, text
+from easel.workflow.constants import LONG_LIST, Problem, convert, judge, problem, text
 from easel.workflow.links import link_problem
 from easel.workflow.types import NodeId, ObjectInfo, unwrapped
+
+MOST_REVISITS = 20_000
+"""How often nodes known to be faulty are walked over again to name the outputs that depend on them. What costs nodes times
+outputs ends here: outputs that come later are judged all the same, and missing in ``dependent_outputs`` of nodes before them."""
 
 Check: TypeAlias = Callable[[NodeId, str, Mapping[str, Any]], "Custom | None"]
 """``check(node_id, class_type, constant_inputs)``: the class's own validation, None when it has none."""
@@ -25,7 +29,7 @@ class Custom:
 
     inputs: Collection[str]
     refusals: Mapping[str, str] = field(default_factory=dict)
-    """Input name → why it is refused."""
+    """Input name → why it is refused; empty when the class only says that it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,11 @@ def validate_prompt(
         refused = _unknown(node_id, node, object_info)
         if refused is not None:
             return refused
-        if object_info[node["class_type"]].get("output_node") and (
-            targets is None or node_id in targets
+        described: object = object_info[node["class_type"]]
+        if (
+            isinstance(described, Mapping)
+            and described.get("output_node")
+            and (targets is None or node_id in targets)
         ):
             outputs.append(node_id)
     if not outputs:
@@ -118,6 +125,7 @@ class _Validator:
         """Nodes looked at, in the order they were finished."""
         self._valid: dict[NodeId, bool] = {}
         """Whether a node and all it needs is without a problem."""
+        self._revisits = 0
 
     def verdict(self, outputs: list[NodeId]) -> Validation:
         """Validate each output with what it needs."""
@@ -152,7 +160,10 @@ class _Validator:
         return Validation(error, [], node_errors)
 
     def _visit(self, output: NodeId) -> list[NodeId]:
-        """Validate everything `output` needs, deepest first, and return what is not valid of it in that order."""
+        """Validate everything `output` needs, deepest first, and return what is not valid of it in that order.
+
+        What was found faulty for an earlier output is walked over again, up to `MOST_REVISITS`.
+        """
         done: dict[NodeId, None] = {}
         path: dict[NodeId, None] = {output: None}
         stack: list[tuple[NodeId, Iterator[NodeId]]] = [(output, iter(self._needs(output)))]
@@ -164,7 +175,7 @@ class _Validator:
                     if not round_found:
                         round_found = True
                         self._cycle(other, path)
-                elif other not in done and not self._valid.get(other):
+                elif other not in done and self._leads_to_faults(other):
                     path[other] = None
                     stack.append((other, iter(self._needs(other))))
                     break
@@ -176,18 +187,25 @@ class _Validator:
                     self._judge(node_id)
         return list(done)
 
+    def _leads_to_faults(self, node_id: NodeId) -> bool:
+        """Whether to walk to a node: it has not been judged, or something in it or behind it is faulty."""
+        valid = self._valid.get(node_id)
+        if valid is False:
+            self._revisits += 1
+            return self._revisits <= MOST_REVISITS
+        return valid is None
+
     def _cycle(self, node_id: NodeId, path: Iterable[NodeId]) -> None:
         """A node needs itself: every node on the way round is at fault. One way round is told for each output."""
         around = list(path)
         around = around[around.index(node_id) :]
         shown = " -> ".join([*around[-5:], node_id])
+        told = around[:LONG_LIST]  # the answer has it once for every node on the way
         for member in around:
             problems = self._problems.setdefault(member, [])
             if not any(p["type"] == "dependency_cycle" for p in problems):
                 problems.append(
-                    problem(
-                        "dependency_cycle", "Node needs its own output", shown, cycle=around[:100]
-                    )
+                    problem("dependency_cycle", "Node needs its own output", shown, cycle=told)
                 )
 
     def _needs(self, node_id: NodeId) -> list[NodeId]:
@@ -207,12 +225,7 @@ class _Validator:
         name = self._prompt[node_id]["class_type"]
         known = self._declarations.get(name)
         if known is None:
-            declared = self._info[name].get("input", {})
-            known = self._declarations[name] = {
-                name: (list(spec), group == "required")
-                for group in ("required", "optional")
-                for name, spec in declared.get(group, {}).items()
-            }
+            known = self._declarations[name] = _declarations(self._info[name])
         return known
 
     def _judge(self, node_id: NodeId) -> None:
@@ -282,7 +295,7 @@ class _Validator:
                 problem(
                     "custom_validation_failed",
                     "Custom validation failed for node",
-                    f"{name} - {reason}",
+                    f"{name} - {reason}" if reason else name,
                     input_name=name,
                 )
                 for name, reason in custom.refusals.items()
@@ -292,3 +305,16 @@ class _Validator:
 
 def _missing(name: str) -> Problem:
     return problem("required_input_missing", "Required input is missing", name, input_name=name)
+
+
+def _declarations(described: object) -> dict[str, tuple[list[Any], bool]]:
+    """Input name → declaration and whether it is required. What has no such shape is taken as an input of any type."""
+    inputs = described.get("input") if isinstance(described, Mapping) else None
+    found: dict[str, tuple[list[Any], bool]] = {}
+    for group in ("required", "optional"):
+        members = inputs.get(group) if isinstance(inputs, Mapping) else None
+        if isinstance(members, Mapping):
+            for name, spec in members.items():
+                shaped = isinstance(spec, list | tuple) and spec
+                found[name] = (list(spec) if shaped else ["*"], group == "required")
+    return found
