@@ -129,6 +129,69 @@ class AgentSettings(Section):
     supervision: SupervisionSettings = SupervisionSettings()
 
 
+class GatewaySettings(Section):
+    """The gateway: the platform's HTTP and WebSocket edge."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; ``0.0.0.0`` for others than this machine."""
+    port: int = Field(8500, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    public_url: str | None = None
+    """Where callers reach the gateway, if that is not host and port: written into endpoints and links."""
+    max_body_bytes: Bytes = 64 * 1024 * 1024
+    """Largest body of a task or a control call. Proxied bodies are streamed and not limited here."""
+    max_nodes: int = Field(5000, gt=0)
+    """Most nodes in one prompt."""
+    connect_timeout: Seconds = 5
+    """Longest wait for a connection to an instance; then 503."""
+    answer_timeout: Seconds = 600
+    """Longest wait for an instance's first byte of an answer; then 504."""
+    idle_timeout: Seconds = 300
+    """A client or instance that takes or sends nothing for this long in the middle of a body is dropped."""
+    link_seconds: int = Field(12 * 3600, gt=0)
+    """Longest validity of a signed link."""
+    cors_origins: tuple[str, ...] = ()
+    """Browser origins besides the gateway's own that may call it; ``*`` allows all, without credentials."""
+
+
+class TaskSettings(Section):
+    """The queue of tasks."""
+
+    lease_seconds: Seconds = 30
+    """How long an instance may be silent before its tasks are given to others."""
+    renew_seconds: Seconds = 8
+    """How often an agent renews its leases."""
+    max_delivery: int = Field(5, ge=1)
+    """Attempts after which a task whose instances were lost fails into the rear queue."""
+    poll_interval: Seconds = 2
+    """How often waiting work is looked for without having been told: what a lost wake-up costs at most."""
+    sweep_interval: Seconds = 1
+    """How often ended leases and passed deadlines are looked for."""
+    progress_interval: Seconds = 0.5
+    """Longest time until progress is stored; node borders are stored at once."""
+
+
+class FleetSettings(Section):
+    """The instances of this machine."""
+
+    cpu_slots: int = Field(2, ge=0)
+    """Instances that may run at a time on a machine without GPUs."""
+    devices: tuple[str, ...] = ()
+    """GPUs to use, by index or UUID; none named: every GPU that NVML shows."""
+    start_timeout: Seconds = 900
+    """Longest start of an instance until its engine answers (a startup check overrides it)."""
+    orphan_timeout: Seconds = 600
+    """An agent whose gateway does not come back for this long ends itself and its engine."""
+    check_interval: Seconds = 2
+    """How often running instances are looked at."""
+    backoff_seconds: Seconds = 1
+    """Pause before an instance that ended is started again; doubled each time."""
+    backoff_max_seconds: Seconds = 300
+    """Longest such pause."""
+    crash_loop: int = Field(5, ge=1)
+    """Ends in a row after which an instance counts as crash-looping; a new revision that does pauses its update."""
+
+
 class Settings(BaseSettings):
     """The whole tree."""
 
@@ -140,8 +203,15 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
+    home: Path = Path("easel-data")
+    """The platform's folder: database, admin token, logs, installations, services' folders where none was named."""
+    database: str | None = None
+    """SQLAlchemy URL of the platform's state: None is ``easel.db`` in ``home``; ``postgresql://…`` beyond one machine."""
     engine: EngineSettings = EngineSettings()
     agent: AgentSettings = AgentSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    tasks: TaskSettings = TaskSettings()
+    fleet: FleetSettings = FleetSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -1,0 +1,1 @@
+"""Where state lives: tables, migrations, and connections to SQLite or PostgreSQL."""

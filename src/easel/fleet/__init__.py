@@ -1,0 +1,1 @@
+"""The instances: brought in line with what is wanted, connected by the agent link, given tasks."""

@@ -1,0 +1,1 @@
+"""Where instances run: one module for each kind of runtime."""
