@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "link": {"errors", "workflow"},
     "agent": {"errors", "settings", "listening", "workflow", "storage", "comfy", "link"},
     "database": {"errors", "settings"},
-    "tasks": {"errors", "settings", "workflow", "database"},
+    "tasks": {"errors", "settings", "workflow", "database", "link"},
     "services": {"errors", "settings", "workflow", "storage", "database"},
     "fleet": {
         "errors",

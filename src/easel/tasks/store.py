@@ -35,7 +35,7 @@ class TaskStore(Protocol):
         """
 
     async def put_within(self, new: NewTask, most_waiting: int) -> tuple[Task, bool]:
-        """Like `put`, but raises `TooManyTasks` when it would be new and ``most_waiting`` are queued already (atomic)."""
+        """Like `put`, but raises `QueueFull` when it would be new and ``most_waiting`` are queued already (atomic)."""
 
     async def claim(self, service: str, instance: str, *, lease_ms: int) -> Assignment | None:
         """Give the next task to an instance: highest priority, then turn, then age. None when nothing is claimable now.
