@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -23,17 +22,15 @@ from easel.agent.task import Listener, Task, settle
 from easel.errors import (
     EaselError,
     EngineUnavailable,
-    InvalidTaskId,
     TaskCancelled,
     TaskConflict,
     TaskNotFound,
     TooManyTasks,
 )
+from easel.fc import check_task_id
 from easel.settings import AgentSettings
 from easel.workflow.parse import ParsedBody
 from easel.workflow.signature import signature
-
-TASK_ID = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,127}")
 
 
 def now_ms() -> int:
@@ -168,11 +165,8 @@ class Tasks:
         self, task_id: str | None, body: ParsedBody, *, detached: bool, base64: bool = False
     ) -> Task:
         """Find the task of this id, or begin to prepare a new one."""
-        if task_id is not None and not TASK_ID.fullmatch(task_id):
-            raise InvalidTaskId(
-                "the task id is not usable",
-                hint="1-128 letters, digits, '_', '-' or '.', not starting with a dot",
-            )
+        if task_id is not None:
+            check_task_id(task_id)
         mark = signature(body.prompt, body.options)
         if task_id is not None and task_id in self._tasks:
             task = self._tasks[task_id]

@@ -8,15 +8,30 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from easel import fc
 from easel.agent.record import TaskRecord
-from easel.errors import (
-    BadRequest,
-    EaselError,
-    FileNotFound,
-    OutputFailed,
-    StoreFailed,
-    TaskNotFound,
+from easel.errors import BadRequest, EaselError
+from easel.fc import (
+    TASK_ID_HEADERS,
+    TASK_ID_QUERY,
+    error_body,
+    error_status,
+    error_word,
+    message,
+    task_headers,
 )
+
+__all__ = [
+    "detail",
+    "error_answer",
+    "error_body",
+    "error_word",
+    "flag",
+    "json_answer",
+    "message",
+    "task_headers",
+    "task_id_of",
+]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -33,69 +48,16 @@ def json_answer(
     )
 
 
-def error_word(fields: Mapping[str, Any]) -> str:
-    """Return the Function Compute agent's word for an error of ours."""
-    code, status = fields.get("code"), fields.get("http_status", 500)
-    if code in (TaskNotFound.code, StoreFailed.code):
-        return "LoadProgressError"
-    if code in (FileNotFound.code, OutputFailed.code):
-        return "MarshalResultError"
-    return "RequestParamsError" if 400 <= status < 500 and code != "task_cancelled" else _CALL
-
-
-_CALL = "CallComfyUIPromptError"
-
-
-def error_body(error: EaselError | Mapping[str, Any], word: str | None = None) -> dict[str, Any]:
-    """Return ``{"message": word, "error": sentence, "code": …, …}`` for an error or the stored form of one."""
-    if isinstance(error, EaselError):
-        error = {**error.to_json(), "http_status": error.http_status}
-    rest = {k: v for k, v in error.items() if k not in ("message", "http_status")}
-    return {"message": word or error_word(error), "error": error.get("message", ""), **rest}
-
-
 def error_answer(
     error: EaselError | Mapping[str, Any], headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """Return an error with its HTTP status."""
-    status = error.http_status if isinstance(error, EaselError) else error.get("http_status", 500)
-    return json_answer(error_body(error), status, headers)
-
-
-def task_headers(record: TaskRecord) -> dict[str, str]:
-    """Return the headers that go with every answer about a task."""
-    headers = {
-        "task-id": record.id,
-        "task-status": record.state,
-        "task-progress": f"{record.percent:g}",
-    }
-    if record.current_node is not None and record.current_node.isascii():
-        headers["task-current-node"] = record.current_node
-    if record.node_errors:
-        headers["task-warnings"] = str(len(record.node_errors))
-    return headers
+    return json_answer(error_body(error), error_status(error), headers)
 
 
 def detail(record: TaskRecord, position: int | None) -> dict[str, Any]:
     """Return the whole record as ``/api/status?detail=true`` shows it."""
-    fields: dict[str, Any] = msgspec.to_builtins(record)
-    shown = {k: v for k, v in fields.items() if k not in HIDDEN}
-    return {**shown, "queue_position": position}
-
-
-def message(kind: str, data: object, record: TaskRecord, position: int | None) -> bytes:
-    """Return one message of the WebSocket and of server-sent events."""
-    return _encode(
-        {
-            "type": kind,
-            "data": data,
-            "task_id": record.id,
-            "state": record.state,
-            "percent": record.percent,
-            "current_node": record.current_node,
-            "queue_position": position,
-        }
-    )
+    return fc.detail(record, position, HIDDEN)
 
 
 def flag(request: web.Request, name: str) -> bool:
@@ -113,8 +75,10 @@ def flag(request: web.Request, name: str) -> bool:
 
 def task_id_of(request: web.Request) -> str | None:
     """Return the task id a request names: ``task-id``, Function Compute's own, or in the query where headers cannot be set."""
-    for name in ("task-id", "X-Fc-Async-Task-Id", "X-Fc-Request-Id"):
-        value = request.headers.get(name)
-        if value:
+    for name in TASK_ID_HEADERS:
+        if value := request.headers.get(name):
             return value
-    return request.query.get("task-id") or request.query.get("task_id") or None
+    for name in TASK_ID_QUERY:
+        if value := request.query.get(name):
+            return value
+    return None
