@@ -177,7 +177,7 @@ class ResultChange:
             parts.node_errors = self._node_errors
         if self._error is not None:
             parts.error = self._error
-        return encode(parts)
+        return _encode_parts(parts)
 
 
 def restarted_result(stored: bytes | None) -> bytes | None:
@@ -185,7 +185,7 @@ def restarted_result(stored: bytes | None) -> bytes | None:
     if stored is None:
         return None
     seeds = _decode(_parts, stored, _Parts).seeds
-    return encode(_Parts(seeds=seeds)) if seeds else None
+    return _encode_parts(_Parts(seeds=seeds)) if seeds else None
 
 
 def error_json(error: EaselError) -> dict[str, Any]:
@@ -287,6 +287,20 @@ def _raw(fields: dict[str, dict[str, Any] | None]) -> _Parts:
             if parts is not None
         }
     )
+
+
+def _encode_parts(parts: _Parts) -> bytes:
+    try:
+        return _encoder.encode(parts)
+    except UnicodeEncodeError:  # half a surrogate pair in the name of a part
+        named = msgspec.structs.asdict(parts).items()
+        return json.dumps(
+            {
+                field: {name: json.loads(bytes(raw)) for name, raw in values.items()}
+                for field, values in named
+                if values
+            }
+        ).encode("ascii")
 
 
 def _is_unicode(text: str) -> bool:
