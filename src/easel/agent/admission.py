@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-import re
-from typing import Any
 
 from easel.agent.input_files import InputFiles
 from easel.agent.link import EngineLink
 from easel.agent.task import Task
-from easel.errors import BadRequest, InvalidPrompt
 from easel.settings import AgentSettings
 from easel.workflow.parse import ParsedBody
+from easel.workflow.refusal import refusal
 from easel.workflow.seeds import randomise
 from easel.workflow.types import ObjectInfo, Prompt
 from easel.workflow.validate import validate_prompt
@@ -49,30 +47,6 @@ class Admission:
                 info = newer
                 verdict = validate_prompt(prompt, info, values=False, types=True)
         if verdict.error is not None:
-            raise _refusal(verdict.error, verdict.node_errors)
+            raise refusal(verdict.error, verdict.node_errors)
         task.outputs = verdict.outputs
         return info
-
-
-def _refusal(error: dict[str, Any], node_errors: dict[str, Any]) -> BadRequest:
-    """Make validation's verdict an error that names the first faulty node and input."""
-    message = ": ".join(part for part in (error["message"], error["details"]) if part)
-    for node_id, entry in node_errors.items():
-        first = entry["errors"][0]
-        return InvalidPrompt(
-            f"node {node_id} ({entry['class_type']}): {first['message']}: {first['details']}",
-            error=error,
-            node_errors=node_errors,
-            node_id=node_id,
-            node_type=entry["class_type"],
-            input_name=first["extra_info"].get("input_name"),
-        )
-    found = re.fullmatch(r"Node ID '#(.*)'", error["details"])
-    return InvalidPrompt(
-        message,
-        error=error,
-        node_id=found.group(1) if found else None,
-        hint="a prompt needs a node that shows or saves something, such as SaveImage"
-        if error["type"] == "prompt_no_outputs"
-        else None,
-    )
