@@ -16,8 +16,8 @@ from easel.workflow.types import NodeId
 PREVIEW_SIZE = 512
 """Longest side of a step preview, as ComfyUI's --preview-size."""
 SHOWN_NODES = 256
-"""``progress_state`` repeats the state of all nodes so far; beyond this many only those that are not finished, and the one
-that changed: a prompt of ten thousand nodes would else send gigabytes."""
+"""``progress_state`` repeats the state of all nodes so far; beyond this many only that of the one that changed: a prompt of
+ten thousand nodes would else send gigabytes."""
 
 
 class Execution:
