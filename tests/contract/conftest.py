@@ -15,6 +15,9 @@ from easel.agent.record import ProgressStore
 from easel.agent.store import open_store
 from easel.settings import AgentSettings
 from tests.contract.databases import Database, MariaDb, NotInstalled, PostgreSql
+from tests.contract.task_stores import clock, task_place, tasks
+
+__all__ = ["clock", "task_place", "tasks"]
 
 
 class Place(ABC):

@@ -1,0 +1,1 @@
+"""Alembic's environment, and one module for each change of the tables."""
