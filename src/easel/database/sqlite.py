@@ -26,7 +26,6 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from easel.database.failures import failure
-from easel.database.migrating import migrate
 from easel.database.ordinary import RawConnection, ordinary_engine
 from easel.errors import ConfigurationError, StoreFailed
 
@@ -234,6 +233,9 @@ class SqliteDatabase:
         self._connection, self._engine = connection, engine
 
     def _migrate(self, connection: RawConnection, engine: sa.Engine) -> None:
+        # Alembic takes a moment to load, and reads files: not on the event loop.
+        from easel.database.migrating import migrate  # noqa: PLC0415
+
         connection.execute("BEGIN IMMEDIATE")  # one process after the other
         try:
             with engine.connect() as ordinary:

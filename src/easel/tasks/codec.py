@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from easel.errors import EaselError, StoreFailed, TaskExpired, TaskLost
-from easel.tasks.model import Ending, Lease, NewTask, Progress, Task, TaskBody, TaskEvent
+from easel.tasks.model import Ending, NewTask, Progress, Task, TaskBody, TaskEvent
 from easel.workflow.progress import NodeProgress
 from easel.workflow.types import NodeId
 
@@ -56,6 +56,14 @@ class _Result(msgspec.Struct, omit_defaults=True):
     error: dict[str, Any] | None = None
 
 
+class _Brief(msgspec.Struct):
+    """The same without the nodes, for lists of tasks."""
+
+    seeds: dict[str, int] = {}
+    node_errors: dict[str, Any] = {}
+    error: dict[str, Any] | None = None
+
+
 class _Parts(msgspec.Struct, omit_defaults=True):
     """The same as a writer takes it: what it does not change stays the bytes that it is."""
 
@@ -66,6 +74,7 @@ class _Parts(msgspec.Struct, omit_defaults=True):
 
 
 _results = msgspec.json.Decoder(_Result)
+_briefs = msgspec.json.Decoder(_Brief)
 _parts = msgspec.json.Decoder(_Parts)
 _bodies = msgspec.json.Decoder(TaskBody)
 _tags = msgspec.json.Decoder(dict[str, str])
@@ -211,12 +220,14 @@ def expired() -> dict[str, Any]:
 # Reading
 
 
-def read_task(row: Sequence[Any], result: bytes | None = None) -> Task:
-    """Return a task from `COLUMNS` and, where the caller wants nodes and errors, its result row.
+def read_task(row: Sequence[Any], result: bytes | None = None, *, nodes: bool = True) -> Task:
+    """Return a task from `COLUMNS` and its result row; without ``nodes`` for lists.
 
     Raises StoreFailed when what is stored cannot be read.
     """
-    found = _Result() if result is None else _decode(_results, result, _Result)
+    found: _Result | _Brief = _Brief()
+    if result is not None:
+        found = _decode(_results, result, _Result) if nodes else _decode(_briefs, result, _Brief)
     return Task(
         uid=row[0],
         service=row[1],
@@ -236,7 +247,7 @@ def read_task(row: Sequence[Any], result: bytes | None = None) -> Task:
         rear=bool(row[15]),
         percent=row[16],
         current_node=None if row[17] is None else from_column(row[17]),
-        nodes=found.nodes,
+        nodes=found.nodes if isinstance(found, _Result) else {},
         seeds=found.seeds,
         node_errors=found.node_errors,
         error=found.error,
@@ -258,11 +269,6 @@ def read_event(row: Sequence[Any]) -> TaskEvent:
 def assigned_data(instance: str, attempt: int) -> str:
     """Return the data of the event ``assigned``."""
     return encode_text({"instance": instance, "attempt": attempt})
-
-
-def same_lease(lease: Lease, token: str | None) -> bool:
-    """Tell whether a stored lease token is this lease's."""
-    return token is not None and secrets.compare_digest(lease.token.encode(), token.encode())
 
 
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str, type_: type[T]) -> T:

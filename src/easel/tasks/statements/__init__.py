@@ -1,0 +1,1 @@
+"""The hot path's SQL, by name, one module a dialect."""
