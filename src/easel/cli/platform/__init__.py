@@ -1,0 +1,1 @@
+"""The commands for a platform: what is deployed, how it does, and using it."""

@@ -1,0 +1,1 @@
+"""The platform as one process: database, tasks, fleet, gateway and controller put together (`easel up`)."""
