@@ -25,6 +25,8 @@ BORDER_DELAY = 0.1
 """Seconds until a node border is stored: most tasks that are quicker than that need not be stored in between."""
 RETRY_PAUSE = 1.0
 """Seconds until the store is asked again after it failed."""
+MOST_TOLD = 10_000
+"""Ends remembered, so that one that is delivered again is not told of again."""
 
 
 def now_ms() -> int:
@@ -51,9 +53,11 @@ class Tasks:
         self.on_previews_wanted: Callable[[str, bool], None] = lambda uid, wanted: None
         """Called with a held task's uid when the first watcher of its previews comes, and when the last one leaves."""
         self.on_ended: Callable[[Task], None] = lambda task: None
-        """Called with every task that ended by a call of this process, once."""
+        """Called with every task whose end this process wrote, once."""
         self._clock = clock
         self._live: dict[str, Live] = {}
+        self._told: dict[str, None] = {}
+        """Tasks whose end was told of lately: agents repeat what was not acknowledged."""
         self._due: dict[str, float] = {}
         """uid → loop time at which its progress is to be stored."""
         self._dirty = asyncio.Event()
@@ -120,11 +124,13 @@ class Tasks:
 
         Raises TaskNotFound and StoreFailed.
         """
+        before = await self.store.get(service, owner, task_id)
+        if before.state in FINISHED:
+            return before
         task = await self.store.cancel(service, owner, task_id)
         live = self._live.get(task.uid)
         if task.state in FINISHED:
-            if live is not None and live.task.state not in FINISHED:
-                self._ended(task)
+            self._ended(task)
         else:
             if live is not None:
                 live.task.cancelling = True
@@ -246,13 +252,15 @@ class Tasks:
         """A task's end is stored: tell everybody, once."""
         self._due.pop(task.uid, None)
         live = self._live.get(task.uid)
-        known = live is not None and live.task.state in FINISHED
         if live is not None:
             live.task = task
             live.lease = live.unstored = live.started = None
             self._forget_if_idle(live)
         self.bus.publish(f"task:{task.uid}")
-        if not known:
+        if task.uid not in self._told:
+            self._told[task.uid] = None
+            if len(self._told) > MOST_TOLD:
+                del self._told[next(iter(self._told))]
             self.on_ended(task)
 
     def _forget_if_idle(self, live: Live) -> None:
