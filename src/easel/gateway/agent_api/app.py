@@ -46,5 +46,5 @@ async def _no_such_way(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1008})
         return
     refused = BadRequest(f"{scope['method']} {scope['path']} is not served")
-    word = "WebsocketUpgradeError" if scope["path"] == "/api/run/ws" else None
+    word = "WebsocketUpgradeError" if scope["path"].endswith("/api/run/ws") else None
     await json_reply(fc.error_body(refused, word), 400 if word else 404)(scope, receive, send)
