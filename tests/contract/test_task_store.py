@@ -13,10 +13,8 @@ from easel.tasks.model import (
     FINISHED,
     Assignment,
     Ending,
-    Lease,
     Progress,
     State,
-    Swept,
     Task,
     TaskBody,
 )
@@ -285,7 +283,7 @@ async def test_turns_are_of_a_service_and_a_priority(tasks: TaskStore) -> None:
 
 
 async def test_the_position_counts_those_before(tasks: TaskStore) -> None:
-    uids = {}
+    uids: dict[str, str] = {}
     for owner, priority in [("a", 0), ("a", 0), ("b", 0), ("c", 1), ("a", -1)]:
         task, _ = await tasks.put(new(f"t{len(uids)}", owner=owner, priority=priority))
         uids[task.id] = task.uid
