@@ -1,4 +1,4 @@
-"""One agent, as `easel run` talks to it."""
+"""One agent, or one service of a platform, as `easel run` talks to it: both speak the agent API."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ class AgentClient:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connect(cls, url: URL) -> AsyncIterator[AgentClient]:
-        """Talk to the agent until the block ends."""
+    async def connect(cls, url: URL, token: str | None = None) -> AsyncIterator[AgentClient]:
+        """Talk to the agent until the block ends. ``token`` is a service's, where the URL is a service's endpoint."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
-        async with aiohttp.ClientSession(timeout=timeout) as http:
+        headers = {"Authorization": token} if token is not None else {}
+        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as http:
             yield cls(url, http)
 
     async def object_info(self, waiting: Callable[[str], None]) -> ObjectInfo:

@@ -84,10 +84,29 @@ def run(
         str | None,
         typer.Option(metavar="ID", help="The task's id; the same id with the same call joins it."),
     ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Run on this service of a platform, as a task."),
+    ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="With --service: the gateway. Default: EASEL_GATEWAY."),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="With --service: the admin token. Default: EASEL_TOKEN.")
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="With --service: the platform's folder. Default: EASEL_HOME."),
+    ] = None,
 ) -> int:
     """Run a workflow, show its progress, save its outputs."""
-    from easel.cli.run import RunOptions
+    from easel.cli.run import RunOptions, Service
     from easel.cli.run import run as run_workflow
+
+    if service is not None and url is not None:
+        raise UsageError("--url names an agent, --service a service: give one of them")
+    on = Service(name=service, gateway=gateway, token=token, home=home) if service else None
 
     return run_workflow(
         RunOptions(
@@ -99,6 +118,7 @@ def run(
             as_json=as_json,
             timeout=timeout,
             task_id=task_id,
+            service=on,
         )
     )
 

@@ -8,6 +8,7 @@ import hashlib
 import signal
 import sys
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ class RunOptions:
     as_json: bool
     timeout: float | None
     task_id: str | None
+    service: Service | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A service of a platform to run on, instead of an agent."""
+
+    name: str
+    gateway: str | None
+    token: str | None
+    home: Path | None
 
 
 @dataclass(slots=True)
@@ -85,8 +97,8 @@ def run(options: RunOptions) -> int:
     try:
         parsed = read_workflow(options.workflow)
         make_folder(options.output)
-        with agent_for(options.url) as url:
-            asyncio.run(_run(options, parsed, url, outcome))
+        with _target(options) as (url, token):
+            asyncio.run(_run(options, parsed, url, token, outcome))
     except Interrupted as error:
         report(error, as_json=options.as_json, also=outcome.to_json())
         return error.exit_code
@@ -119,7 +131,25 @@ def _print(outcome: Outcome) -> None:
         print("the workflow gave no output", file=sys.stderr)
 
 
-async def _run(options: RunOptions, parsed: ParsedBody, url: str, outcome: Outcome) -> None:
+@contextlib.contextmanager
+def _target(options: RunOptions) -> Iterator[tuple[str, str | None]]:
+    """Give the URL, and for a service its token, until the block ends."""
+    if options.service is None:
+        with agent_for(options.url) as url:
+            yield url, None
+        return
+    from easel.cli.platform.control import call, service_path
+    from easel.cli.platform.where import find
+
+    service = options.service
+    where = find(service.gateway, service.token, service.home)
+    found = call(where, "GET", service_path(service.name, "endpoint"))
+    yield f"{where.url}/api/predict/{service.name}", found["token"]
+
+
+async def _run(
+    options: RunOptions, parsed: ParsedBody, url: str, token: str | None, outcome: Outcome
+) -> None:
     """Run the task; cancel it at a signal and when the time is over."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -133,7 +163,7 @@ async def _run(options: RunOptions, parsed: ParsedBody, url: str, outcome: Outco
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     name = Path(options.workflow).name if options.workflow != "-" else "workflow"
-    async with AgentClient.connect(agent_url(url)) as client:
+    async with AgentClient.connect(agent_url(url), token) as client:
         try:
             with display_for(parsed.prompt, name) as display:
                 async with asyncio.timeout(options.timeout):

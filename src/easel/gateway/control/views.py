@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from easel.services.model import Instance, Revision, Service
+from easel.services.description import Description
+from easel.services.model import Instance
 
 ServiceName = Annotated[str, Field(pattern=r"^[a-z0-9_]{3,63}$")]
 """3-63 lower-case letters, digits or ``_`` (eas-and-fc.md A.3)."""
@@ -122,6 +124,7 @@ class ServiceView(BaseModel):
     total_instances: int
     pending_instances: int
     running_instances: int
+    restarts: int
     instances: list[InstanceView]
     warnings: list[str]
     webui: bool
@@ -131,39 +134,46 @@ class ServiceView(BaseModel):
     spec: dict[str, Any]
 
     @classmethod
-    def of(
-        cls,
-        service: Service,
-        *,
-        revision: Revision,
-        latest: int,
-        instances: list[Instance],
-        endpoint: str,
-        spec: dict[str, Any],
-    ) -> ServiceView:
+    def of(cls, found: Description, endpoint: str) -> ServiceView:
         """Show a service."""
-        ready = sum(one.status == "ready" for one in instances)
         return cls(
-            name=service.name,
-            edition=service.edition,
-            status=service.status,
-            reason=service.reason,
-            message=service.message,
-            revision=service.revision,
-            latest_revision=latest,
-            stable_revision=service.stable_revision,
-            instances_wanted=service.instances,
-            total_instances=len(instances),
-            pending_instances=len(instances) - ready,
-            running_instances=ready,
-            instances=[InstanceView.of(one) for one in instances],
-            warnings=revision.warnings,
-            webui=revision.spec.webui,
+            name=found.name,
+            edition=found.edition,
+            status=found.status,
+            reason=found.reason,
+            message=found.message,
+            revision=found.revision,
+            latest_revision=found.latest_revision,
+            stable_revision=found.stable_revision,
+            instances_wanted=found.wanted,
+            total_instances=found.total,
+            pending_instances=found.pending,
+            running_instances=found.running,
+            restarts=found.restarts,
+            instances=[InstanceView.of(one) for one in found.instances],
+            warnings=found.warnings,
+            webui=found.spec.webui,
             endpoint=endpoint,
-            created=service.created,
-            updated=service.updated,
-            spec=spec,
+            created=found.created,
+            updated=found.updated,
+            spec=msgspec.to_builtins(found.spec),
         )
+
+
+class RevisionView(BaseModel):
+    """One version of a service."""
+
+    number: int
+    created: int
+    failed: bool
+    warnings: list[str]
+    spec: dict[str, Any]
+
+
+class RevisionList(BaseModel):
+    """A service's revisions, oldest first."""
+
+    revisions: list[RevisionView]
 
 
 class ServicePage(BaseModel):
