@@ -25,7 +25,7 @@ def engine(*, with_parent: bool, **flags: Any) -> int:
     settings = load(engine=given(**flags)).engine
     from easel.engine.serve import serve
 
-    _run(serve(settings, with_parent=with_parent))
+    run_server(serve(settings, with_parent=with_parent))
     return 0
 
 
@@ -62,7 +62,7 @@ def agent(
 
     if with_parent:
         threading.Thread(target=_end_with_input, daemon=True).start()
-    _run(serve(settings.agent, choice))
+    run_server(serve(settings.agent, choice))
     return 0
 
 
@@ -73,7 +73,7 @@ def _end_with_input() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _run(server: Coroutine[Any, Any, Any]) -> Any:
+def run_server(server: Coroutine[Any, Any, Any]) -> Any:
     """Run a server on the quickest event loop there is."""
     if sys.platform == "win32":
         return asyncio.run(server)
