@@ -227,6 +227,19 @@ async def test_given_back_it_goes_before_later_turns_too(tasks: TaskStore) -> No
     assert (await order(tasks))[0] == "a2"
 
 
+async def test_the_first_in_line_is_not_always_the_oldest(tasks: TaskStore) -> None:
+    leases = [await held(tasks, f"a{n}", owner="a") for n in range(1)]
+    for n in range(1, 3):
+        await tasks.put(new(f"a{n}", owner="a"))
+    await tasks.put(new("a3", owner="a"))
+    leases += [(await claimed(tasks)).lease for _ in range(3)]  # of turns 0, 0, 1, 2
+    for name in ("b0", "b1", "c0"):
+        await tasks.put(new(name, owner=name[0]))
+    assert (await claimed(tasks)).task.id == "b0"
+    await tasks.give_back(leases[2], "why", counted=True, max_delivery=5)
+    assert await order(tasks) == ["a2", "c0", "b1"]
+
+
 async def test_given_back_it_begins_anew(tasks: TaskStore, clock: Clock) -> None:
     lease = await held(tasks, seeds={"3.seed": 5}, tags={"a": "b"})
     await tasks.start(lease, 5)

@@ -221,6 +221,48 @@ async def test_the_line_is_never_fuller_than_allowed(task_place: TaskPlace) -> N
         await one.put_within(new("c"), 1)
 
 
+async def change_waiting(tasks: TaskStore, clock: Clock, how: str) -> None:
+    """Change how many wait by one, of two that wait and one that is held."""
+    lease = (await tasks.held("service"))[0].uid
+    if how == "put":
+        await tasks.put(new("another"))
+    elif how == "claim":
+        await claimed(tasks)
+    elif how == "cancel":
+        await tasks.cancel("service", "owner", "late")
+    elif how == "expire":
+        clock.now += 10
+        assert (await tasks.sweep(max_delivery=5)).expired
+    else:
+        assert how == "redeliver"
+        clock.now += LEASE
+        assert (await tasks.sweep(max_delivery=5)).redelivered == [lease]
+
+
+@pytest.mark.parametrize(
+    ("how", "waiting"),
+    [("put", 3), ("claim", 1), ("cancel", 1), ("expire", 1), ("redeliver", 3), ("give back", 3)],
+)
+@pytest.mark.parametrize("full", [True, False])
+async def test_every_way_in_and_out_of_the_line_counts(
+    tasks: TaskStore, clock: Clock, how: str, waiting: int, full: bool
+) -> None:
+    await tasks.put(new("held"))
+    lease = (await claimed(tasks)).lease
+    deadline = clock.now + (10 if how == "expire" else LEASE + 10)
+    await tasks.put_within(new("late", deadline=deadline), 5)
+    await tasks.put_within(new("waits"), 5)
+    if how == "give back":
+        await tasks.give_back(lease, "why", counted=False, max_delivery=5)
+    else:
+        await change_waiting(tasks, clock, how)
+    if full:
+        with pytest.raises(QueueFull):
+            await tasks.put_within(new("more"), waiting)
+    else:
+        await tasks.put_within(new("more"), waiting + 1)
+
+
 async def test_one_id_put_by_fifty(task_place: TaskPlace) -> None:
     async with task_place.opened() as one, task_place.opened() as two:
         outcomes = await asyncio.gather(
