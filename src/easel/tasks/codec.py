@@ -304,7 +304,7 @@ def _encode_parts(parts: _Parts) -> bytes:
             {
                 field: {name: json.loads(bytes(raw)) for name, raw in values.items()}
                 for field, values in named
-                if values
+                if values is not None
             }
         ).encode("ascii")
 

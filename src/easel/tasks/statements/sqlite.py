@@ -157,7 +157,7 @@ WHERE seq IN (
 RETURNING uid, service, last_event
 """
 
-COUNT_WAITING = "SELECT count(*) FROM tasks WHERE service = :service AND state = 'queued'"
+COUNT_WAITING = "SELECT count(*) FROM tasks INDEXED BY tasks_owner WHERE service = :service AND state = 'queued'"
 
 COUNTS = "SELECT state, count(*) FROM tasks WHERE service = :service GROUP BY state"
 """READ."""
@@ -179,7 +179,7 @@ SELECT number, at, kind, data FROM task_events WHERE uid = :uid AND number > :af
 """READ."""
 
 SELECT_ALL_HELD = f"""
-SELECT {_PREFIXED}, r.result FROM tasks t LEFT JOIN task_results r ON r.uid = t.uid
+SELECT {_PREFIXED}, r.result FROM tasks t INDEXED BY tasks_lease LEFT JOIN task_results r ON r.uid = t.uid
 WHERE t.lease_until IS NOT NULL AND (:service IS NULL OR t.service = :service) ORDER BY t.seq
 """
 """READ. Every held task has a lease that ends, and only those."""
