@@ -47,9 +47,9 @@ class Stage:
     ) -> None:
         self.machine = machine or Machine(*slots(2))
         self.runtime = runtime(self.machine)
-        self.store: ServiceStore = store or MemoryStore()
-        self.bus = LocalBus()
         self.now = 1_000_000
+        self.store = store or self.new_store()
+        self.bus = LocalBus()
         self.drained: list[str] = []
         self.never_ready: set[str] = set()
         """Services whose agents never report a ready engine."""
@@ -57,6 +57,10 @@ class Stage:
         self.extra = extra
         self.services = Services(self.store, None, self.bus, clock=self.clock)
         self.controller = self.another()
+
+    def new_store(self) -> ServiceStore:
+        """Where rows are kept, unless a fixture says otherwise."""
+        return MemoryStore()
 
     def clock(self) -> int:
         return self.now

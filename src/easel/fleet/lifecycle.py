@@ -164,7 +164,7 @@ class Lifecycle:
         if job.retry_at is None:
             pause = min(RETRY_SECONDS * 2 ** (job.attempt - 1), 600)
             job.retry_at = now + int(pause * 1000)
-            said = "did not end in time" if job.overdue else str(job.error)
+            said = "did not end in time" if job.overdue else str(job.error) or repr(job.error)
             await self._note(
                 instance,
                 "StopFailed",

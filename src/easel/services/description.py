@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from easel.errors import ServiceNotFound
 from easel.services.model import (
     Edition,
     Instance,
@@ -43,7 +44,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str]
     """What of the wanted revision is not obeyed."""
     spec: ServiceSpec
-    """Of the wanted revision, without its token."""
+    """Of the wanted revision, with the number of instances that is wanted now and without its token."""
     source: str
     """What was deployed as the wanted revision, word for word; it may contain a token."""
     instances: list[Instance]
@@ -55,8 +56,10 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 def describe(
     service: Service, revisions: Sequence[Revision], instances: Sequence[Instance]
 ) -> Description:
-    """Put a description together. The wanted revision must be among the revisions."""
-    wanted = next(one for one in revisions if one.number == service.revision)
+    """Put a description together. Raises ServiceNotFound when it was deleted between the queries."""
+    wanted = next((one for one in revisions if one.number == service.revision), None)
+    if wanted is None:
+        raise ServiceNotFound(f"there is no service {service.name!r}")
     condition = derive(service, instances)
     ready = sum(one.status == "ready" for one in instances)
     leaving = sum(one.target == "stopped" for one in instances if one.status != "ready")
@@ -75,7 +78,7 @@ def describe(
         latest_revision=max(one.number for one in revisions),
         restarts=sum(one.restarts for one in instances),
         warnings=list(wanted.warnings),
-        spec=msgspec.structs.replace(wanted.spec, token=None),
+        spec=msgspec.structs.replace(wanted.spec, token=None, instances=service.instances),
         source=wanted.source,
         instances=[msgspec.structs.replace(one, token_hash="") for one in instances],
         created=service.created,
