@@ -83,7 +83,7 @@ async def test_a_file_that_is_something_else(tmp_path: Path) -> None:
 
 async def test_a_folder_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "easel.db").mkdir()
-    await unusable(tmp_path, "directory")
+    await unusable(tmp_path, "unable to open|directory")
 
 
 async def test_a_file_in_the_way(tmp_path: Path) -> None:

@@ -308,6 +308,34 @@ async def test_a_damaged_file_fails_aloud(tmp_path: Path) -> None:
         await database.close()
 
 
+async def test_values_that_sqlite_cannot_hold(database: SqliteDatabase) -> None:
+    for value in (2**64, "\ud800"):
+        for call in (database.write, database.read):
+            with pytest.raises(StoreFailed):
+                await call(lambda c, value=value: c.execute("SELECT ?", (value,)))  # type: ignore[misc]
+    await put(database, "after")
+
+
+async def test_locks_outlast_another_opening_in_this_process(database: SqliteDatabase) -> None:
+    """POSIX locks are a process's: to close any descriptor of the file would release them all."""
+    locks = Path("/proc/locks")
+    if not await asyncio.to_thread(locks.exists):
+        pytest.skip("no /proc/locks here")
+
+    def held() -> list[str]:
+        inode = f":{database.path.stat().st_ino} "
+        return [line for line in locks.read_text().splitlines() if inode in line]
+
+    await put(database, "1")
+    before = await asyncio.to_thread(held)
+    assert before
+    other = SqliteDatabase(database.path)
+    await other.open()
+    assert len(await asyncio.to_thread(held)) >= len(before)
+    await other.close()
+    await put(database, "2")
+
+
 # The end
 
 

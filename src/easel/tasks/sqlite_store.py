@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from easel.database.sqlite import SqliteDatabase
-from easel.errors import LeaseLost, QueueFull, TaskConflict, TaskNotFound
+from easel.errors import LeaseLost, QueueFull, StoreFailed, TaskConflict, TaskNotFound
 from easel.tasks.codec import (
     ResultChange,
     assigned_data,
@@ -134,7 +134,7 @@ class SqliteTaskStore:
             "until": now + lease_ms,
         }
 
-        def claim(connection: sqlite3.Connection) -> tuple[Row, Row] | None:
+        def claim(connection: sqlite3.Connection) -> tuple[Row, Row | None] | None:
             row = only(connection.execute(sql.CLAIM, values))
             if row is None:
                 return None
@@ -149,7 +149,10 @@ class SqliteTaskStore:
         found = await self._database.write(claim)
         if found is None:
             return None
-        row, (body, result) = found
+        row, work = found
+        if work is None:  # its lease will end; in the end it goes to the rear queue
+            raise StoreFailed(f"task {row[UID]} has no body", hint="the database is damaged")
+        body, result = work
         return Assignment(
             task=read_task(row, result),
             lease=Lease(uid=row[UID], token=token),
