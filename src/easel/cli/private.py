@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from easel.cli.demo import agent, choose_port
+from easel.cli.processes import agent, choose_port
 
 LOCAL_HOST, LOCAL_PORT = "127.0.0.1", 9000
 """Where an agent listens by default."""

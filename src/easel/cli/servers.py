@@ -61,9 +61,14 @@ def agent(
     from easel.agent.serve import serve
 
     if with_parent:
-        threading.Thread(target=_end_with_input, daemon=True).start()
+        end_with_parent()
     run_server(serve(settings.agent, choice))
     return 0
+
+
+def end_with_parent() -> None:
+    """Stop in order when our parent is gone."""
+    threading.Thread(target=_end_with_input, daemon=True).start()
 
 
 def _end_with_input() -> None:

@@ -59,11 +59,26 @@ def add_commands(app: typer.Typer) -> None:
         database: Annotated[
             str | None, typer.Option(help="URL of the state; default: easel.db in the home.")
         ] = None,
+        keep_instances: Annotated[
+            bool,
+            typer.Option(
+                "--keep-instances",
+                help="At the end leave instances running, for the next start to adopt (as after a crash).",
+            ),
+        ] = False,
+        with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
     ) -> int:
-        """Serve the platform: gateway and controller; instances are child processes that outlive it."""
+        """Serve the platform: gateway, controller, and instances as processes of their own."""
         from easel.cli.platform.up import up as serve
 
-        return serve(home=home, host=host, port=port, database=database)
+        return serve(
+            home=home,
+            host=host,
+            port=port,
+            database=database,
+            keep_instances=keep_instances,
+            with_parent=with_parent,
+        )
 
     def put(verb: str, words: str) -> None:
         @app.command(verb, help=words)
