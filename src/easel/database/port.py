@@ -29,5 +29,5 @@ class Database(Protocol):
         """Do ordinary queries in one transaction, committed when ``work`` returns and undone when it raises.
 
         ``work`` runs in a thread and must be quick: on SQLite it holds up every other write. Raises `StoreFailed` when the
-        database fails, and whatever ``work`` raises itself.
+        database fails, and whatever ``work`` raises itself; a violated constraint is SQLAlchemy's IntegrityError.
         """

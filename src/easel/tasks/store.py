@@ -63,8 +63,8 @@ class TaskStore(Protocol):
     ) -> Task:
         """Put a held task back in line, before others of its priority; ``counted`` False takes the attempt back.
 
-        A counted one that has had ``max_delivery`` attempts fails into the rear queue instead; one that is to be cancelled
-        is cancelled.
+        It begins anew: without progress, nodes and start, with its seeds. A counted one that has had ``max_delivery``
+        attempts fails into the rear queue instead (`TaskLost`); one that is to be cancelled is cancelled.
         """
 
     async def cancel(self, service: str, owner: str, task_id: str) -> Task:
@@ -86,7 +86,7 @@ class TaskStore(Protocol):
         before: str | None = None,
         limit: int = 50,
     ) -> list[Task]:
-        """Return tasks, newest first, without `nodes`; ``before`` is the uid of the last one of the page before."""
+        """Return tasks, newest first, without `nodes` but with errors; ``before`` is the uid of the last one of the page before."""
 
     async def events(self, uid: str, after: int = 0, limit: int = 1000) -> list[TaskEvent]:
         """Return a task's events with numbers above ``after``, in order."""
@@ -101,7 +101,10 @@ class TaskStore(Protocol):
         """Return the tasks that instances hold, without `nodes`."""
 
     async def sweep(self, *, max_delivery: int, limit: int = 1000) -> Swept:
-        """Act on the clock: ended leases → back in line (or rear, or cancelled), passed deadlines → expired."""
+        """Act on the clock: ended leases → back in line (or rear, or cancelled), passed deadlines → expired (`TaskExpired`).
+
+        At most ``limit`` of each. Those that come back in line together keep their order.
+        """
 
     async def forget(self, service: str, *, ended_before: int, limit: int = 1000) -> list[str]:
         """Delete finished tasks that ended before a time, with bodies and events; returns their uids."""
