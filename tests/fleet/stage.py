@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from easel.errors import StoreFailed
 from easel.fleet.controller import Controller
 from easel.services.description import Description
 from easel.services.model import EngineSpec, Instance, ServiceSpec
@@ -122,6 +124,17 @@ class Stage:
                 while self._moving() > self.runtime.blocked:  # noqa: ASYNC110 - it is asked again
                     await asyncio.sleep(0.001)
                 quiet = quiet + 1 if await self._picture() == before else 0
+
+    async def settle_somehow(self) -> None:
+        """A few steps, whether or not something moves, with a store that may fail."""
+        for _ in range(5):
+            with contextlib.suppress(StoreFailed):
+                await self.controller.resync()
+                await self.controller.check()
+            await self.controller.step()
+            await self.report()
+            for _ in range(5):
+                await asyncio.sleep(0)
 
     async def later(self, seconds: float) -> None:
         """Move the clock and let everything happen."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from easel.errors import StoreFailed
 from easel.services.model import HealthCheck, Instance
+from easel.services.store import ServiceStore
 from easel.services.tokens import token_hash
 from tests.fleet.faulty_runtimes import (
     FailsAtStage,
@@ -17,6 +21,8 @@ from tests.fleet.faulty_runtimes import (
     slots,
 )
 from tests.fleet.stage import Stage
+from tests.services.memory import MemoryStore
+from tests.waiting import until
 
 
 async def test_a_deployed_service_runs() -> None:
@@ -107,6 +113,20 @@ async def test_an_end_is_followed_by_a_start_after_a_pause_that_doubles() -> Non
     await stage.settle()
     (instance,) = await stage.instances()
     assert instance.not_before - stage.now == 1000
+
+
+async def test_a_late_word_of_an_ended_agent_does_not_shorten_the_pause() -> None:
+    stage = Stage()
+    await stage.deploy()
+    await stage.settle()
+    stage.machine.running.clear()
+    await stage.settle()
+    (instance,) = await stage.instances()
+    await stage.store.change_instance(instance.id, status="unready", message="link cut")
+    await stage.settle()
+    (after,) = await stage.instances()
+    assert (after.status, after.not_before) == ("backoff", instance.not_before)
+    assert len(stage.machine.launches) == 1
 
 
 async def test_a_crash_loop_is_shown_with_the_last_words_and_advice() -> None:
@@ -352,6 +372,18 @@ async def test_scaling_down_takes_the_least_useful() -> None:
     assert not stage.machine.running
 
 
+async def test_scaling_down_spares_the_busy_ones() -> None:
+    busy: dict[str, int] = {}
+    stage = Stage(load=lambda instance: busy.get(instance, 0))
+    await stage.deploy(instances=2)
+    await stage.settle()
+    for one in await stage.instances():
+        busy = {one.id: 1}
+    await stage.services.scale("draw", 1)
+    await stage.settle()
+    assert {one.id for one in await stage.instances()} == set(busy)
+
+
 async def test_a_joined_instance_is_left_to_itself_and_let_go_with_its_service() -> None:
     stage = Stage()
     await stage.deploy(instances=0)
@@ -377,3 +409,71 @@ async def test_a_joined_instance_is_left_to_itself_and_let_go_with_its_service()
     assert stage.drained == ["guest"]
     assert (await stage.describe()).status == "Stopped"
     assert not stage.machine.stopped
+
+
+async def test_left_to_itself_it_follows_what_is_told_on_the_bus() -> None:
+    stage = Stage()
+
+    async def status(wanted: str) -> bool:
+        await stage.report()
+        stage.bus.publish("fleet")
+        return (await stage.describe()).status == wanted
+
+    await stage.controller.open()
+    try:
+        await stage.deploy(instances=2)
+        await until(lambda: status("Running"), timeout=20, pause=0.01)
+        await stage.services.stop("draw")
+        await until(lambda: status("Stopped"), timeout=20, pause=0.01)
+        await stage.services.delete("draw")
+
+        async def gone() -> bool:
+            return not await stage.store.all()
+
+        await until(gone, timeout=20, pause=0.01)
+    finally:
+        await stage.controller.close()
+    assert not stage.machine.running
+
+
+async def test_a_store_that_fails_for_a_while_costs_time_and_nothing_else() -> None:
+    stage = Stage(store=MemoryStore())
+    failing: Any = FailingStore(stage.store)
+    stage.controller = stage.another(store=failing)
+    await stage.deploy(instances=2)
+    for _ in range(200):
+        failing.broken = not failing.broken
+        await stage.settle_somehow()
+        stage.now += 1000
+    failing.broken = False
+    assert failing.failed > 20
+    await stage.until(lambda one: one.status == "Running")
+    rows = await stage.instances()
+    assert len(rows) == len(stage.machine.running) == 2
+    assert all(len(stage.machine.of(one.id)) == 1 for one in rows)
+
+
+class FailingStore:
+    """A store of which every third write fails while it is broken, after it was done or before."""
+
+    def __init__(self, store: ServiceStore) -> None:
+        self._store = store
+        self.broken = False
+        self._count = 0
+        self.failed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        async def call(*args: Any, **fields: Any) -> Any:
+            self._count += self.broken
+            fails = self.broken and self._count % 3 == 0
+            self.failed += fails
+            if fails and self._count % 2:
+                raise StoreFailed("the disk is away")
+            result = await method(*args, **fields)
+            if fails:
+                raise StoreFailed("the disk is away")
+            return result
+
+        return call

@@ -74,6 +74,18 @@ async def test_a_failing_revision_pauses_the_update_and_can_be_rolled_back() -> 
     assert not stage.drained
 
 
+async def test_a_paused_update_can_be_scaled_down() -> None:
+    stage = Stage(Machine(*slots(4)), FailsRevision)
+    await stage.deploy(instances=3)
+    await stage.settle()
+    await stage.update(env=BROKEN, instances=3)
+    await stage.settle()
+    await stage.services.scale("draw", 1)
+    await stage.settle()
+    found = await stage.describe()
+    assert (found.reason, found.running) == ("UpdatePaused", 1)
+
+
 async def test_a_later_update_replaces_the_failed_one() -> None:
     stage = Stage(Machine(*slots(3)), FailsRevision)
     await stage.deploy(instances=2)
@@ -147,6 +159,7 @@ async def test_on_one_device_the_standard_edition_is_replaced_in_place() -> None
     assert (await stage.describe()).status == "Running"
     assert new.revision == 2
     assert stage.drained == [old.id]
+    assert "NoDevice" not in await stage.reasons()
 
 
 async def test_without_room_for_a_surge_the_update_waits_and_says_so() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easel.services.model import Instance, InstanceStatus, Service, ServiceStatus
@@ -114,6 +114,7 @@ some_service = st.builds(
 )
 
 
+@settings(max_examples=500)
 @given(some_service, some_instances)
 def test_what_every_condition_means(wanted: Service, instances: list[Instance]) -> None:
     found = derive(wanted, instances)

@@ -20,6 +20,7 @@ from easel.fleet.lifecycle import STARTED, Lifecycle
 from easel.fleet.placement import Places
 from easel.fleet.reconcile import Reconciler
 from easel.fleet.recovery import recover
+from easel.fleet.rollout import idle
 from easel.fleet.runtime import Runtime, Vitals
 from easel.fleet.workqueue import WorkQueue
 from easel.services.model import Instance, ServiceSpec
@@ -54,8 +55,12 @@ class Controller:
         drain: Drain | None = None,
         advise: Advise = no_advice,
         probe: Probe | None = None,
+        load: Callable[[str], int] = idle,
     ) -> None:
-        """``drain`` takes an instance out of traffic and returns when it holds nothing; ``gateway_url`` is for agents."""
+        """``gateway_url`` is where agents dial.
+
+        ``drain`` takes an instance out of traffic and returns when it holds nothing; ``load`` tells how many tasks one holds.
+        """
         self._store = store
         self._runtime = runtime
         self._bus = bus
@@ -78,7 +83,13 @@ class Controller:
             clock=clock,
         )
         self._reconciler = Reconciler(
-            store, services, self._lifecycle, self._journal, runtime=runtime.name, clock=clock
+            store,
+            services,
+            self._lifecycle,
+            self._journal,
+            runtime=runtime.name,
+            clock=clock,
+            load=load,
         )
         self._loops: list[asyncio.Task[None]] = []
 

@@ -61,10 +61,24 @@ class Ends:
         self._clock = clock
         self._advise = advise
         self._in_a_row: dict[str, int] = {}
+        self._parked: dict[str, dict[str, Any]] = {}
+
+    async def park(self, instance: Instance) -> bool:
+        """Write once more how an ended instance is, where a late word of its agent overwrote it; False: it is not ended."""
+        fields = self._parked.get(instance.id)
+        if fields is None:
+            return False
+        await self._store.change_instance(instance.id, **fields)
+        return True
+
+    def started(self, instance: str) -> None:
+        """It is started again: what was written after its end does not hold any more."""
+        self._parked.pop(instance, None)
 
     def forget(self, instance: str) -> None:
         """Forget an instance that was removed."""
         self._in_a_row.pop(instance, None)
+        self._parked.pop(instance, None)
 
     async def ended(self, scene: Scene, instance: Instance, job: Job) -> None:
         """Write what comes now that nothing of an instance's last run is left. Raises `StoreFailed`; may be repeated."""
@@ -74,7 +88,7 @@ class Ends:
         fields: dict[str, Any] = {"started": None, "ready_at": None, "handle": job.handle}
         if not ending.counted:
             fields |= {"status": "pending", "reason": "", "message": "", "device": None}
-            await self._store.change_instance(instance.id, **fields)
+            await self._park(instance, fields)
             return
         ends = self._count(instance, now)
         looping = ends >= self._settings.crash_loop
@@ -96,7 +110,7 @@ class Ends:
             again = now + int(pause * 1000)
             restarts = instance.restarts + 1
             fields |= {"status": "backoff", "not_before": again, "restarts": restarts}
-        await self._store.change_instance(instance.id, **fields)
+        await self._park(instance, fields)
         self._in_a_row[instance.id] = ends
         lines = job.lines or list(ending.log)
         advice = ending.advice or self._advise(ending.reason, ending.message, lines)
@@ -107,6 +121,10 @@ class Ends:
         if reason == CRASH_LOOP:
             said = f"{instance.id} ended {ends} times in a row, the last time so: {ending.message}"
             await self._tell(instance, CRASH_LOOP, said, advice, lines)
+
+    async def _park(self, instance: Instance, fields: dict[str, Any]) -> None:
+        self._parked[instance.id] = fields
+        await self._store.change_instance(instance.id, **fields)
 
     def pause(self, ends: int) -> float:
         """Return the seconds before the next start, after so many ends in a row."""

@@ -186,7 +186,7 @@ class Lifecycle:
         spec = scene.specs[instance.revision]
         placed = await self._places.find(spec, instance)
         if isinstance(placed, str):
-            return await self._wait(instance, placed)
+            return await self._wait(scene, instance, placed)
         token = new_token()
         await self._store.change_instance(
             instance.id,
@@ -207,19 +207,21 @@ class Lifecycle:
             gateway_url=self._gateway_url,
             token=token,
         )
+        self._ends.started(instance.id)
         self._jobs.start(launch, instance.handle, self._settings.start_timeout)
         on = f"{instance.id} of revision {instance.revision} on {placed.name or placed.id}"
         await self._note(instance, "InstanceStarting", on)
         return True
 
-    async def _wait(self, instance: Instance, why: str) -> bool:
+    async def _wait(self, scene: Scene, instance: Instance, why: str) -> bool:
         reason = "" if isinstance(why, Soon) else NO_DEVICE
         if (instance.status, instance.reason, instance.message) == ("pending", reason, why):
             return False
         await self._store.change_instance(
             instance.id, status="pending", reason=reason, message=str(why), device=None
         )
-        if reason:
+        in_place = scene.service.edition == "standard" and len(scene.instances) > 1
+        if reason and not in_place:
             advice = "stop or scale down another service, or add a device (settings fleet.devices, fleet.cpu_slots)"
             await self._note(
                 instance, NO_DEVICE, f"{instance.id} waits: {why}", warning=True, advice=advice
@@ -230,6 +232,8 @@ class Lifecycle:
         spec = scene.specs[instance.revision]
         now = self._clock()
         ending: Ending | None = None
+        if instance.started is None and await self._ends.park(instance):
+            return True
         if instance.started is None:
             ending = Ending("Interrupted", "its start was interrupted", counted=False)
         elif memory.verdict is not None and memory.verdict[0] == instance.handle:

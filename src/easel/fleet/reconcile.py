@@ -13,7 +13,7 @@ from easel.errors import ServiceNotFound
 from easel.fleet.ends import Scene
 from easel.fleet.journal import Journal
 from easel.fleet.lifecycle import Lifecycle
-from easel.fleet.rollout import Plan, plan
+from easel.fleet.rollout import Plan, idle, plan
 from easel.services.model import Instance, Service, ServiceSpec
 from easel.services.services import Services
 from easel.services.status import UPDATE_PAUSED, derive, is_current
@@ -60,6 +60,7 @@ class Reconciler:
         *,
         runtime: str,
         clock: Callable[[], int],
+        load: Callable[[str], int] = idle,
     ) -> None:
         self._store = store
         self._services = services
@@ -67,6 +68,7 @@ class Reconciler:
         self._journal = journal
         self._runtime = runtime
         self._clock = clock
+        self._load = load
 
     async def service(self, name: str) -> bool:
         """Do what can be done now; True when rows were changed and it should be looked at again. Raises `StoreFailed`."""
@@ -122,7 +124,7 @@ class Reconciler:
         """Add and retire instances, and note what has been reached."""
         service = scene.service
         managed = [one for one in scene.instances if one.runtime == self._runtime]
-        step: Plan = plan(service, scene.specs[service.revision], managed)
+        step: Plan = plan(service, scene.specs[service.revision], managed, self._load)
         for one in step.retire:
             await self._store.change_instance(one, target="stopped")
         for _ in range(step.create):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
@@ -19,29 +20,14 @@ log = logging.getLogger(__name__)
 async def recover(
     store: ServiceStore, runtime: Runtime, journal: Journal, clock: Callable[[], int]
 ) -> None:
-    """Adopt what still runs, undo starts that were cut off, stop what no row knows. Stops that were begun go on by their rows.
+    """Adopt what still runs; stop what no row knows, and all that starts left behind that were cut off.
 
-    Called before anything is started. Raises `StoreFailed`, and what `Runtime.check` raises.
+    What is left in the rows, such as a start to begin anew or a stop to go on with, is done by the ordinary steps. Called
+    before anything is started. Raises `StoreFailed`, and what `Runtime.check` raises.
     """
     own = [one for one in await store.instances() if one.runtime == runtime.name]
-    half = [one for one in own if one.status == "starting" and one.started is None]
-    others = [one for one in own if one not in half]
-    for one in half:
-        await _undo_start(store, runtime, one)
-    known = await _adopt(store, runtime, journal, clock, others)
+    known = await _adopt(store, runtime, journal, clock, own)
     await _stop_strays(runtime, journal, known, own)
-
-
-async def _undo_start(store: ServiceStore, runtime: Runtime, instance: Instance) -> None:
-    """Leave nothing of a start, and do not hold it against the instance."""
-    try:
-        if instance.handle:
-            await runtime.stop(instance.handle, grace=STOP_GRACE)
-    except EaselError as error:
-        about = {"service": instance.service, "instance": instance.id}
-        log.warning("a half-made start was not undone: %s", error, extra=about)
-        return  # it is starting without `started`: its next step tries again
-    await store.change_instance(instance.id, status="pending", device=None)
 
 
 async def _adopt(
@@ -51,9 +37,8 @@ async def _adopt(
     clock: Callable[[], int],
     instances: Sequence[Instance],
 ) -> set[str]:
-    """Return the ids of those that still run. The others are ended with the first look at them."""
-    runs = STARTED | {"stopping"}
-    rows = {one.id: one for one in instances if one.status in runs and one.handle}
+    """Return the ids of those that still run. The others are found dead by the first check."""
+    rows = {one.id: one for one in instances if one.handle and _was_started(one)}
     if not rows:
         return set()
     vitals = await runtime.check({key: one.handle for key, one in rows.items()})
@@ -74,8 +59,9 @@ async def _stop_strays(
 ) -> None:
     services = {one.id: one.service for one in rows}
     try:
-        for handle in await runtime.strays(known):
-            await runtime.stop(handle, grace=STOP_GRACE)
+        strays = await runtime.strays(known)
+        await asyncio.gather(*(runtime.stop(handle, grace=STOP_GRACE) for handle in strays))
+        for handle in strays:
             log.warning("a stray instance was stopped: %s", handle)
             instance = str(handle.get("instance"))
             if instance in services:
@@ -85,3 +71,8 @@ async def _stop_strays(
                 )
     except EaselError as error:
         log.warning("strays were not stopped: %s", error)
+
+
+def _was_started(instance: Instance) -> bool:
+    half_made = instance.status == "starting" and instance.started is None
+    return instance.status in STARTED | {"stopping"} and not half_made

@@ -12,7 +12,7 @@ Instances of another revision or generation than the wanted one are *old*. The r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from easel.services.model import Instance, Service, ServiceSpec
@@ -36,8 +36,21 @@ class Plan(NamedTuple):
     """Whether everything wanted is ready and nothing else is there."""
 
 
-def plan(service: Service, spec: ServiceSpec, instances: Sequence[Instance]) -> Plan:
-    """Return the next step for the instances a runtime manages (joined ones come and go by themselves)."""
+def idle(instance: str) -> int:
+    """Know of no tasks."""
+    return 0
+
+
+def plan(
+    service: Service,
+    spec: ServiceSpec,
+    instances: Sequence[Instance],
+    load: Callable[[str], int] = idle,
+) -> Plan:
+    """Return the next step for the instances a runtime manages (joined ones come and go by themselves).
+
+    ``load``: instance id → how many tasks it holds.
+    """
     live = [one for one in instances if one.target == "running"]
     if service.target != "running":
         return Plan(retire=tuple(one.id for one in live))
@@ -46,15 +59,15 @@ def plan(service: Service, spec: ServiceSpec, instances: Sequence[Instance]) -> 
     failed = any(one.status == "failed" for one in current)
     dispensable = [one for one in old if _dispensable(service, one)]
     serving = [one for one in old if one not in dispensable]
-    excess = least_useful(current)[: max(len(current) - service.instances, 0)]
+    excess = least_useful(current, load)[: max(len(current) - service.instances, 0)]
     retire = [*dispensable, *excess]
     if failed:
-        leaving = serving if not service.instances else []
+        leaving = least_useful(serving, load)[: max(len(serving) - service.instances, 0)]
         return Plan(retire=_ids(retire + leaving), paused=bool(serving))
     ready = sum(one.status == "ready" for one in current if one not in excess)
     blocked = any(one.status == "pending" and one.reason == NO_DEVICE for one in current)
     may_leave = ready + len(serving) - (service.instances - _slack(service, spec, blocked=blocked))
-    retire += least_useful(serving)[: max(may_leave, 0)]
+    retire += least_useful(serving, load)[: max(may_leave, 0)]
     room = service.instances + max(spec.max_surge, 0) - (len(live) - len(retire))
     create = max(min(service.instances - len(current), room), 0)
     everything = len(live) == len(instances) and not old and not excess
@@ -62,9 +75,13 @@ def plan(service: Service, spec: ServiceSpec, instances: Sequence[Instance]) -> 
     return Plan(create=create, retire=_ids(retire), complete=complete)
 
 
-def least_useful(instances: Sequence[Instance]) -> list[Instance]:
-    """Order instances by how little is lost with them: those that do not serve first, then the youngest."""
-    return sorted(instances, key=lambda one: (USE.get(one.status, 0), -one.created, one.id))
+def least_useful(
+    instances: Sequence[Instance], load: Callable[[str], int] = idle
+) -> list[Instance]:
+    """Order instances by how little is lost with them: those that do not serve first, then idle ones, then the youngest."""
+    return sorted(
+        instances, key=lambda one: (USE.get(one.status, 0), load(one.id), -one.created, one.id)
+    )
 
 
 def _slack(service: Service, spec: ServiceSpec, *, blocked: bool) -> int:

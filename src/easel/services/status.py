@@ -52,7 +52,8 @@ def derive(service: Service, instances: Sequence[Instance]) -> Condition:
     current = [one for one in wanted if is_current(service, one)]
     old = [one for one in wanted if not is_current(service, one)]
     ready = sum(one.status == "ready" for one in current)
-    failed = next((one for one in current if one.status == "failed"), None)
+    own = [one for one in current if one.runtime != "joined"]  # others' ends are not ours to judge
+    failed = next((one for one in own if one.status == "failed"), None)
     waiting = next((one for one in current if one.status == "pending" and one.reason), None)
     serving = f"{ready} of {service.instances} instances ready"
     if failed is not None:
@@ -96,6 +97,7 @@ def _steady(
 def _failed(
     service: Service, failed: Instance, old: list[Instance], ready: int, serving: str
 ) -> Condition:
+    reason = failed.reason or "InstanceFailed"
     if any(one.status in {"ready", "unready", "backoff", "starting"} for one in old):
         return Condition(
             "Updating",
@@ -103,8 +105,8 @@ def _failed(
             f"revision {service.revision} cannot be started, the older instances go on serving: {failed.message}",
         )
     if ready:
-        return Condition("Running", failed.reason, f"{serving}: {failed.message}")
-    return Condition("Failed", failed.reason, failed.message)
+        return Condition("Running", reason, f"{serving}: {failed.message}")
+    return Condition("Failed", reason, failed.message)
 
 
 def _trouble(instances: Sequence[Instance]) -> Instance | None:
