@@ -125,6 +125,20 @@ class AgentSettings(Section):
     """Longest time until progress is stored; what happens in between is stored together."""
     cors_origins: tuple[str, ...] = ()
     """Browser origins besides the agent's own that may call it; ``*`` allows all, without credentials."""
+    join: str | None = None
+    """URL of the gateway whose instance this agent is."""
+    token: str | None = None
+    """The token for it: a service's join token, or the instance's own."""
+    token_file: Path | None = None
+    """A file that holds the token, so that it does not stand in the list of processes."""
+    instance: str | None = None
+    """The instance's id, where the platform started the agent."""
+    storage: Path | None = None
+    """The service's data directory, where this machine has it: outputs are written there. None: they are sent to the gateway."""
+    engine_reachable: bool | None = None
+    """Whether the gateway reaches the engine by its URL; None: if the gateway's host is this machine."""
+    orphan_timeout: Seconds | None = None
+    """An agent whose gateway does not come back for this long ends itself, once it has nothing to do; None: never."""
     inputs: InputSettings = InputSettings()
     supervision: SupervisionSettings = SupervisionSettings()
 

@@ -21,6 +21,8 @@ INFO_AGE = 300.0
 REFRESH_PAUSE = 5.0
 """Seconds between two looks for a class that was not known: unknown classes cost the engine no more than that."""
 RETRY_PAUSE = 0.5
+LOOK = 0.2
+"""Seconds between two looks whether the connection to the engine is there."""
 
 
 class EngineLink:
@@ -58,6 +60,18 @@ class EngineLink:
         if self.process is not None:
             return str(self.process.state)
         return "ready" if self.ready else "unreachable"
+
+    async def wait_changed(self) -> None:
+        """Wait until the engine's process changes its state, at most a moment: its connection changes without a word."""
+        if self.process is None:
+            await asyncio.sleep(LOOK)
+            return
+        with contextlib.suppress(TimeoutError):
+            await self.process.wait_changed(self.process.state, LOOK)
+
+    def forget_info(self) -> None:
+        """Ask for ``/object_info`` again the next time."""
+        self._info = None
 
     def log_tail(self, lines: int) -> list[str]:
         """The engine's last log lines; none for an engine that is not ours."""

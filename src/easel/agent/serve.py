@@ -9,7 +9,8 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
@@ -20,12 +21,15 @@ from easel.agent.command import EngineChoice
 from easel.agent.engine_files import EngineUploader
 from easel.agent.first_request import FirstRequests
 from easel.agent.input_files import InputFiles
+from easel.agent.joining.start import join, output_folder
 from easel.agent.keeping import Keeping
 from easel.agent.link import EngineLink
 from easel.agent.output_files import OutputFiles
+from easel.agent.record import ProgressStore
 from easel.agent.runner import Runner
 from easel.agent.state import AgentState
 from easel.agent.store import open_store
+from easel.agent.store.nothing import NoStore
 from easel.agent.tasks import Tasks, now_ms
 from easel.comfy.client import ComfyClient
 from easel.comfy.process import EngineProcess
@@ -48,6 +52,10 @@ class RunningAgent:
     url: str
     port: int
     state: AgentState
+    ending: asyncio.Future[str] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """Settles with the reason when the platform does not want the agent any more."""
 
 
 @contextlib.asynccontextmanager
@@ -63,10 +71,10 @@ async def running_agent(
     """
     async with contextlib.AsyncExitStack() as stack:
         await asyncio.to_thread(_prepare, settings)
-        store = open_store(settings)
+        store: ProgressStore = NoStore() if settings.join else open_store(settings)
         await store.open()
         stack.push_async_callback(store.close)
-        outputs = OutputFiles(settings.data_dir)
+        outputs = OutputFiles(output_folder(settings))
         await outputs.open()
         stack.push_async_callback(outputs.close)
         client = ComfyClient(choice.url, timeout=ENGINE_TIMEOUT)
@@ -104,7 +112,12 @@ async def running_agent(
         await link.start()
         await tasks.open()
         stack.push_async_callback(tasks.close)
-        yield RunningAgent(local_url(settings.host, port), port, state)
+        running = RunningAgent(local_url(settings.host, port), port, state)
+        if settings.join is not None:
+            joined = join(settings, choice, tasks, link)
+            member = asyncio.create_task(joined.run(running.ending.set_result))
+            stack.callback(member.cancel)
+        yield running
 
 
 def _process(
@@ -157,10 +170,15 @@ async def serve(
         gc.set_threshold(20_000, 20, 20)
         announce(f"Easel agent on {agent.url}, engine at {choice.url}")
         watching = asyncio.create_task(_say_when_ready(agent, announce))
+        stopped = asyncio.create_task(stop.wait())
         try:
-            await stop.wait()
+            ends: list[asyncio.Future[Any]] = [stopped, agent.ending]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             watching.cancel()
+            stopped.cancel()
+        if agent.ending.done():
+            announce(f"leaving the platform: {agent.ending.result()}")
         announce("stopping: running tasks may end first")
 
 

@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from easel import __version__
+from easel.cli.platform.commands import add_commands
+from easel.cli.platform.operations import add_operations
 from easel.cli.report import FAILED, INTERRUPTED, UsageError, report
 from easel.errors import EaselError
 
@@ -154,10 +156,31 @@ def agent(
     device: Annotated[
         str | None, typer.Option(help="The engine's device (CUDA_VISIBLE_DEVICES).")
     ] = None,
+    join: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Become an instance of this gateway's platform."),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="With --join: the service's join token.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="With --join: a file that holds the token.")
+    ] = None,
+    storage: Annotated[
+        Path | None,
+        typer.Option(help="With --join: the service's data directory, if this machine has it."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="A name for people; the host's name by default.")
+    ] = None,
+    instance: Annotated[str | None, typer.Option(hidden=True)] = None,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> int:
     """Serve the agent in front of one engine: runs tasks, watches the engine, passes the rest through."""
     from easel.cli import servers
+
+    if join is not None and port is None:
+        port = 0
 
     return servers.agent(
         engine=engine,
@@ -170,6 +193,12 @@ def agent(
         data_dir=data_dir,
         store=store,
         device=device,
+        join=join,
+        token=token,
+        token_file=token_file,
+        storage=storage,
+        name=name,
+        instance=instance,
     )
 
 
@@ -248,6 +277,10 @@ def doctor(
 
     request = doctors.Request(comfyui=comfyui, python=python, data_dir=data_dir, store=store)
     return doctors.doctor(request, as_json=as_json)
+
+
+add_commands(app)
+add_operations(app)
 
 
 @app.command()

@@ -134,6 +134,13 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     lease: str
 
 
+class Recall(msgspec.Struct, frozen=True, kw_only=True, tag="recall"):
+    """Give a task back if it has not begun, for an instance that has nothing to do: `Returned` (not counted), or no answer."""
+
+    uid: str
+    lease: str
+
+
 class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
     """Give back what has not begun, end what runs, take nothing more. ``stop``: then leave and end the process."""
 
@@ -228,7 +235,16 @@ class Log(msgspec.Struct, frozen=True, kw_only=True, tag="log"):
 
 FromAgent: TypeAlias = Hello | Report | Started | Progressed | Finished | Returned | Renew | Log
 FromGateway: TypeAlias = (
-    Welcome | Assign | Watch | Cancel | Drain | Refresh | Acknowledge | Renewed | OpenTunnel
+    Welcome
+    | Assign
+    | Watch
+    | Cancel
+    | Recall
+    | Drain
+    | Refresh
+    | Acknowledge
+    | Renewed
+    | OpenTunnel
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -263,6 +279,7 @@ _GATEWAY_TAGS = {
     "assign",
     "watch",
     "cancel",
+    "recall",
     "drain",
     "refresh",
     "ack",
