@@ -48,6 +48,7 @@ class Platform:
 
     async def start(self) -> None:
         """Start `easel up` and wait until it is ready."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "easel", "up", "--home", str(self.home)]
         with self.log.open("ab") as sink:
             self._process = await asyncio.create_subprocess_exec(

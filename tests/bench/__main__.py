@@ -21,6 +21,7 @@ import psutil
 import uvloop
 
 from tests.bench.clients import Caller, Direct, ThroughAgent, WrongResult
+from tests.bench.report import say
 from tests.servers import running_agent, running_engine
 
 
@@ -93,12 +94,6 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def say(name: str, value: str, target: str, reached: bool) -> bool:
-    """Print one line of the report."""
-    print(f"{name:<46} {value:>22}   {target:<18} {'reached' if reached else 'MISSED'}")
-    return reached
-
-
 async def bench(folder: Path, calls: int) -> bool:
     """Run every measurement and print the report. Return whether all targets were reached."""
     colours = itertools.cycle(range(1, 1 << 24))
@@ -110,7 +105,7 @@ async def bench(folder: Path, calls: int) -> bool:
         direct, through = Direct(engine.url), ThroughAgent(agent.url)
         failures: list[str] = []
         print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}")
-        print(f"{'':<46} {'measured':>22}   target")
+        print(f"{'':<52} {'measured':>22}   target")
 
         plain, wrapped = await alternate([direct, through], colours, calls // 10, 1)
         failures += plain.failures + wrapped.failures
