@@ -273,6 +273,23 @@ async def test_an_unready_one_is_given_time_and_then_ended() -> None:
     assert "InstanceUnready" in await stage.reasons()
 
 
+@pytest.mark.parametrize("status", ["failed", "unready", "starting"])
+async def test_one_whose_agent_gave_the_engine_up_is_started_anew(status: str) -> None:
+    stage = Stage()
+    await stage.deploy()
+    await stage.settle()
+    (instance,) = await stage.instances()
+    said = {"reason": "EngineFailed", "message": "ComfyUI ended 5 times: no module named torch"}
+    await stage.store.change_instance(instance.id, status=status, **said)
+    await stage.settle(agents=False)
+    (instance,) = await stage.instances()
+    assert (instance.status, instance.last_state) == ("backoff", "EngineFailed")
+    assert "no module named torch" in (await stage.describe()).message
+    assert not stage.machine.running
+    await stage.later(1)
+    assert (await stage.describe()).status == "Running"
+
+
 async def test_one_that_is_called_dead_while_it_lives_is_stopped_before_it_is_started_again() -> (
     None
 ):

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 EXITS = frozenset({"Completed", "Error", "Killed"})
 """Reasons whose event is called InstanceExited; any other reason is the event's own name."""
+HOPELESS = frozenset({"StartTimeout", "EngineFailed"})
+"""Reasons that show a new revision to be broken without waiting for a crash loop: these ends took long enough."""
 
 
 class Advise(Protocol):
@@ -92,7 +94,7 @@ class Ends:
             return
         ends = self._count(instance, now)
         looping = ends >= self._settings.crash_loop
-        hopeless = looping or ending.reason == "StartTimeout"
+        hopeless = looping or ending.reason in HOPELESS
         final = (
             ending.final
             or not scene.specs[instance.revision].restart_after_crash

@@ -8,7 +8,8 @@
                                      failed    (given up: `InstanceFailed`, or not to be restarted)
     target stopped: any ──► stopping (drained, stopped, discarded) ──► row removed
 
-``ready`` and ``unready`` are written by the agent link; everything else here. A start is complete when ``started`` is set: a
+``ready`` and ``unready`` are written by the agent link, and ``failed`` while the agent runs when it gave its engine up;
+everything else here. A start is complete when ``started`` is set: a
 row that is starting without it, and has no job, is half made.
 """
 
@@ -32,6 +33,8 @@ from easel.settings import FleetSettings
 RETRY_SECONDS = 5.0
 """Pause before a stop that failed is tried again; doubled each time, at most ten minutes."""
 STARTED = frozenset({"starting", "ready", "unready"})
+ENGINE_FAILED = "EngineFailed"
+"""Reason of an instance whose agent gave its engine up, after starting it several times."""
 
 
 @dataclass
@@ -93,6 +96,8 @@ class Lifecycle:
             self._again_at(instance.service, instance.not_before)
         elif instance.status in STARTED:
             return await self._watch(scene, instance, memory)
+        elif instance.status == "failed" and instance.started is not None:
+            return await self._end(instance, _given_up(instance))
         elif instance.status in {"stopping", "stopped"}:  # wanted again after all
             ending = Ending("Interrupted", "its stop was interrupted", counted=False)
             self._jobs.end(instance, instance.handle, ending)
@@ -238,6 +243,8 @@ class Lifecycle:
             ending = Ending("Interrupted", "its start was interrupted", counted=False)
         elif memory.verdict is not None and memory.verdict[0] == instance.handle:
             ending = memory.verdict[1]
+        elif instance.reason == ENGINE_FAILED:
+            ending = _given_up(instance)
         elif instance.status != "ready":
             patience = startup_seconds(spec, self._settings)
             if instance.status == "unready":
@@ -256,6 +263,9 @@ class Lifecycle:
         if ending is None:
             return False
         memory.verdict = None
+        return await self._end(instance, ending)
+
+    async def _end(self, instance: Instance, ending: Ending) -> bool:
         await self._store.change_instance(
             instance.id, status="unready", reason=ending.reason, message=ending.message
         )
@@ -307,3 +317,7 @@ class Lifecycle:
         if instance.id not in self._memory:
             self._memory[instance.id] = _Memory(instance.status, self._clock())
         return self._memory[instance.id]
+
+
+def _given_up(instance: Instance) -> Ending:
+    return Ending(ENGINE_FAILED, instance.message or "its agent gave the engine up")
