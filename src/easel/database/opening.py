@@ -33,10 +33,19 @@ def open_database(url: str | None, home: Path) -> Database:
     if kind == "sqlite":
         return _sqlite(parsed)
     if kind in {"postgresql", "postgres"}:
-        from easel.database.postgresql import PostgresqlDatabase  # noqa: PLC0415
-
-        return PostgresqlDatabase(parsed)
+        return _postgres(parsed)
     raise ConfigurationError(f"Easel does not keep its state in a {kind!r} database", hint=_HINT)
+
+
+def _postgres(url: sa.URL) -> Database:
+    try:
+        from easel.database.postgres import PostgresDatabase  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the driver for PostgreSQL is missing: {error}",
+            hint="pip install 'easel-comfy[postgres]'",
+        ) from error
+    return PostgresDatabase(url)
 
 
 def _sqlite(url: sa.URL) -> Database:

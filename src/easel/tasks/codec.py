@@ -189,6 +189,18 @@ class ResultChange:
         return _encode_parts(parts)
 
 
+def joined(stored: bytes) -> bytes:
+    """Return one result row of several, one a line, of which later ones change earlier ones (PostgreSQL appends ends)."""
+    if b"\n" not in stored:
+        return stored
+    result, *changes = (_decode(_parts, line, _Parts) for line in stored.split(b"\n"))
+    for change in changes:
+        result.nodes = {**result.nodes, **change.nodes}
+        result.node_errors = change.node_errors or result.node_errors
+        result.error = result.error if change.error is None else change.error
+    return _encode_parts(result)
+
+
 def restarted_result(stored: bytes | None) -> bytes | None:
     """Return the result row of a task that goes back in line: its seeds, None when it has none."""
     if stored is None:

@@ -9,7 +9,7 @@ from easel.database.port import Database
 from easel.tasks.store import TaskStore
 
 if TYPE_CHECKING:
-    from easel.database.postgresql import PostgresqlDatabase
+    from easel.database.postgres import PostgresDatabase
     from easel.database.sqlite import SqliteDatabase
 
 
@@ -21,4 +21,4 @@ def open_task_store(database: Database, *, clock: Callable[[], int]) -> TaskStor
         return SqliteTaskStore(cast("SqliteDatabase", database), clock=clock)
     from easel.tasks.postgres_store import PostgresTaskStore  # noqa: PLC0415
 
-    return PostgresTaskStore(cast("PostgresqlDatabase", database), clock=clock)
+    return PostgresTaskStore(cast("PostgresDatabase", database), clock=clock)
