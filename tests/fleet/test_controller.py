@@ -410,6 +410,7 @@ async def test_a_joined_instance_is_left_to_itself_and_let_go_with_its_service()
         service="draw",
         revision=1,
         runtime="joined",
+        handle={"name": "elsewhere"},
         status="ready",
         created=1,
         updated=1,
@@ -426,6 +427,25 @@ async def test_a_joined_instance_is_left_to_itself_and_let_go_with_its_service()
     assert stage.drained == ["guest"]
     assert (await stage.describe()).status == "Stopped"
     assert not stage.machine.stopped
+
+
+async def test_rows_are_set_right_by_what_the_agents_are() -> None:
+    known: dict[str, bool] = {}
+    stage = Stage(engine_ready=known.get)
+    await stage.deploy()
+    await stage.settle(agents=False)
+    (instance,) = await stage.instances()
+    assert instance.status == "starting"
+    known[instance.id] = True  # its word was lost
+    await stage.settle(agents=False)
+    assert (await stage.describe()).status == "Running"
+    known.clear()  # as after a restart
+    await stage.settle(agents=False)
+    found = await stage.describe()
+    assert (found.status, found.reason) == ("Waiting", "LinkLost")
+    known[instance.id] = True
+    await stage.settle(agents=False)
+    assert (await stage.describe()).status == "Running"
 
 
 async def test_left_to_itself_it_follows_what_is_told_on_the_bus() -> None:

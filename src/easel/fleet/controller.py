@@ -56,10 +56,11 @@ class Controller:
         advise: Advise = no_advice,
         probe: Probe | None = None,
         load: Callable[[str], int] = idle,
+        engine_ready: Callable[[str], bool | None] | None = None,
     ) -> None:
-        """``gateway_url`` is where agents dial.
+        """``gateway_url`` is where agents dial; ``drain``, ``load`` and ``engine_ready`` are those of `Ties`.
 
-        ``drain`` takes an instance out of traffic and returns when it holds nothing; ``load`` tells how many tasks one holds.
+        ``engine_ready`` is left out where agents may be connected to another process.
         """
         self._store = store
         self._runtime = runtime
@@ -81,6 +82,7 @@ class Controller:
             gateway_url=gateway_url,
             again_at=self._queue.put_at,
             clock=clock,
+            engine_ready=engine_ready,
         )
         self._reconciler = Reconciler(
             store,

@@ -110,7 +110,9 @@ class Jobs:
     def remove(self, instance: Instance, grace: float | None, attempt: int = 1) -> Job:
         """Drain an instance for at most ``grace`` seconds (None: not at all), then stop it and remove what it left."""
         limit = (grace or 0) + STOP_GRACE + 30
-        job = self._new("remove", instance.service, instance.id, instance.handle, limit)
+        own = instance.runtime == self._runtime.name
+        handle = instance.handle if own else {}  # others end by themselves
+        job = self._new("remove", instance.service, instance.id, handle, limit)
         job.attempt = attempt
         return self._run(job, self._remove(job, grace))
 

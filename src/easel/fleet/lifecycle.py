@@ -25,7 +25,7 @@ from easel.fleet.placement import Places, Soon
 from easel.fleet.rollout import SERVING
 from easel.fleet.runtime import Handle, Launch
 from easel.services.model import Instance
-from easel.services.status import NO_DEVICE
+from easel.services.status import ENGINE_FAILED, LINK_LOST, NO_DEVICE
 from easel.services.store import ServiceStore
 from easel.services.tokens import new_token, token_hash
 from easel.settings import FleetSettings
@@ -33,8 +33,6 @@ from easel.settings import FleetSettings
 RETRY_SECONDS = 5.0
 """Pause before a stop that failed is tried again; doubled each time, at most ten minutes."""
 STARTED = frozenset({"starting", "ready", "unready"})
-ENGINE_FAILED = "EngineFailed"
-"""Reason of an instance whose agent gave its engine up, after starting it several times."""
 
 
 @dataclass
@@ -63,6 +61,7 @@ class Lifecycle:
         gateway_url: str,
         again_at: Callable[[str, int], None],
         clock: Callable[[], int],
+        engine_ready: Callable[[str], bool | None] | None,
     ) -> None:
         self._store = store
         self._jobs = jobs
@@ -73,6 +72,7 @@ class Lifecycle:
         self._gateway_url = gateway_url
         self._again_at = again_at
         self._clock = clock
+        self._engine_ready = engine_ready
         self._memory: dict[str, _Memory] = {}
 
     def condemn(self, instance: Instance, ending: Ending) -> None:
@@ -109,6 +109,8 @@ class Lifecycle:
         job = self._jobs.of(instance.id)
         if job is not None:
             return await self._attend(scene, instance, job)
+        if instance.target == "running" and await self._correct(instance):
+            return True
         await self._tell(instance, memory)
         if instance.target == "stopped":
             return await self._remove(scene, instance)
@@ -241,6 +243,8 @@ class Lifecycle:
             return True
         if instance.started is None:
             ending = Ending("Interrupted", "its start was interrupted", counted=False)
+        elif await self._correct(instance):
+            return True
         elif memory.verdict is not None and memory.verdict[0] == instance.handle:
             ending = memory.verdict[1]
         elif instance.reason == ENGINE_FAILED:
@@ -270,6 +274,21 @@ class Lifecycle:
             instance.id, status="unready", reason=ending.reason, message=ending.message
         )
         self._jobs.end(instance, instance.handle, ending)
+        return True
+
+    async def _correct(self, instance: Instance) -> bool:
+        """Set a row right that says something else than its agent, as after a restart of this process."""
+        if self._engine_ready is None:
+            return False
+        ready = self._engine_ready(instance.id)
+        if ready and instance.status != "ready":
+            fields = {"status": "ready", "reason": "", "message": ""}
+        elif ready is None and instance.status == "ready":
+            said = "its agent is not connected"
+            fields = {"status": "unready", "reason": LINK_LOST, "message": said}
+        else:
+            return False
+        await self._store.change_instance(instance.id, **fields)
         return True
 
     async def _remove(self, scene: Scene, instance: Instance) -> bool:
