@@ -17,6 +17,7 @@ from easel.fleet.members import Holding, Member, Members
 from easel.link import messages
 from easel.link.messages import FromAgent, Hello
 from easel.services.model import Instance
+from easel.services.status import ENGINE_FAILED, LINK_LOST
 from easel.services.store import ServiceStore
 from easel.services.tokens import same_token, token_hash
 from easel.tasks.model import Ending, Lease, Progress
@@ -288,9 +289,11 @@ class AgentLink:
         ready = member.engine.ready and not gone
         status = "ready" if ready else "unready" if row.ready_at is not None else "starting"
         error: dict[str, Any] = {} if ready else member.engine.error or {}
+        given_up = member.engine.state == "failed"
+        reason = ENGINE_FAILED if given_up else str(error.get("code", ""))
         fields = {
             "status": status,
-            "reason": "" if ready else "LinkLost" if gone else str(error.get("code", "")),
+            "reason": "" if ready else LINK_LOST if gone else reason,
             "message": "the link to its agent is cut" if gone else str(error.get("message", "")),
         }
         if row.status in ("starting", "ready", "unready") and any(
