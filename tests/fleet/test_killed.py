@@ -234,6 +234,7 @@ async def test_a_start_cut_off_by_close_is_finished_by_the_next() -> None:
     assert "Adopted" in await stage.reasons()
     assert not stage.machine.running
     assert stage.machine.boots == 1
+    assert stage.drained == [one.id for one in await stage.instances()]
     stage.controller = stage.another()
     await stage.controller.open()
     try:

@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from easel.errors import EaselError, InstanceNotFound, ServiceNotFound
 from easel.fleet.ends import Advise, Ends, no_advice
-from easel.fleet.jobs import STOP_GRACE, Drain, Ending, Jobs
+from easel.fleet.jobs import Drain, Ending, Jobs
 from easel.fleet.journal import Journal
 from easel.fleet.lifecycle import STARTED, Lifecycle
 from easel.fleet.placement import Places
 from easel.fleet.reconcile import Reconciler
 from easel.fleet.recovery import recover
-from easel.fleet.rollout import idle
+from easel.fleet.rollout import SERVING, idle
 from easel.fleet.runtime import Runtime, Vitals
 from easel.fleet.workqueue import WorkQueue
 from easel.services.model import Instance, ServiceSpec
@@ -113,7 +113,7 @@ class Controller:
     async def close(self, *, stop_instances: bool = False) -> None:
         """Stop looking. Instances live on and are adopted by the next `open`, unless ``stop_instances``.
 
-        With it they are ended now, although they are still wanted: the next `open` starts them again.
+        With it they are drained and stopped now, although they are still wanted: the next `open` starts them again.
         """
         for loop in self._loops:
             loop.cancel()
@@ -208,15 +208,15 @@ class Controller:
         return None
 
     async def _halt(self, instance: Instance) -> None:
-        try:
-            if instance.handle:
-                await self._runtime.stop(instance.handle, grace=STOP_GRACE)
+        with _surviving(f"{instance.id} was not stopped"):
+            revision = await self._store.revision(instance.service, instance.revision)
+            serving = instance.status in SERVING
+            grace = max(revision.spec.termination_grace_seconds, 0.0) if serving else None
+            await self._jobs.halt(instance.id, instance.handle, grace)
             if instance.target == "running" and instance.status in STARTED:
                 await self._store.change_instance(
                     instance.id, status="pending", device=None, started=None, ready_at=None
                 )
-        except EaselError as error:
-            log.warning("not stopped: %s", error, extra={"instance": instance.id})
 
     async def _work(self) -> None:
         while True:

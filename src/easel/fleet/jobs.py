@@ -167,15 +167,20 @@ class Jobs:
                 job.lines = await self._runtime.logs(job.handle, lines=LOG_LINES)
 
     async def _remove(self, job: Job, grace: float | None) -> None:
+        await self.halt(job.instance, job.handle, grace)
+        if job.handle:
+            await self._runtime.discard(job.handle)
+
+    async def halt(self, instance: str, handle: Handle, grace: float | None) -> None:
+        """Drain for at most ``grace`` seconds (None: not at all), then stop."""
         if self._drain is not None and grace is not None:
             try:
                 async with asyncio.timeout(grace):
-                    await self._drain(job.instance)
+                    await self._drain(instance)
             except TimeoutError:
-                about = {"service": job.service, "instance": job.instance}
+                about = {"instance": instance}
                 log.info("not drained within %g s, stopped all the same", grace, extra=about)
             except EaselError as error:
-                log.warning("not drained: %s", error, extra={"instance": job.instance})
-        if job.handle:
-            await self._runtime.stop(job.handle, grace=STOP_GRACE)
-            await self._runtime.discard(job.handle)
+                log.warning("not drained: %s", error, extra={"instance": instance})
+        if handle:
+            await self._runtime.stop(handle, grace=STOP_GRACE)
