@@ -1,0 +1,36 @@
+"""Which implementation stands behind each port, by the settings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from easel.database import Database
+from easel.fleet.runtime import Runtime
+from easel.fleet.runtimes.local import LocalRuntime
+from easel.gateway.control.specs import SpecReader, Specs
+from easel.settings import Settings
+from easel.tasks.bus import EventBus, LocalBus
+
+
+@contextlib.asynccontextmanager
+async def make_bus(database: Database, settings: Settings) -> AsyncIterator[EventBus]:
+    """Give the bus that reaches every process which shares the database."""
+    if database.kind == "sqlite":
+        yield LocalBus()
+        return
+    from easel.tasks.postgres_bus import PostgresBus  # noqa: PLC0415
+
+    assert settings.database is not None
+    async with contextlib.aclosing(PostgresBus(settings.database)) as bus:
+        yield bus
+
+
+def make_runtime(settings: Settings) -> Runtime:
+    """Return what instances run on."""
+    return LocalRuntime(settings.home, settings.fleet)
+
+
+def make_specs(settings: Settings) -> SpecReader:
+    """Return what reads deployments."""
+    return Specs()
