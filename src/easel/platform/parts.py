@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, cast
 
 from easel.database import Database
 from easel.fleet.runtime import Runtime
@@ -12,18 +13,24 @@ from easel.gateway.control.specs import SpecReader, Specs
 from easel.settings import Settings
 from easel.tasks.bus import EventBus, LocalBus
 
+if TYPE_CHECKING:
+    from easel.database.postgres import PostgresDatabase
+
 
 @contextlib.asynccontextmanager
-async def make_bus(database: Database, settings: Settings) -> AsyncIterator[EventBus]:
-    """Give the bus that reaches every process which shares the database."""
+async def make_bus(database: Database) -> AsyncIterator[EventBus]:
+    """Give the bus that reaches every process which shares an open database. Raises StoreFailed."""
     if database.kind == "sqlite":
         yield LocalBus()
         return
     from easel.tasks.postgres_bus import PostgresBus  # noqa: PLC0415
 
-    assert settings.database is not None
-    async with contextlib.aclosing(PostgresBus(settings.database)) as bus:
+    bus = PostgresBus(cast("PostgresDatabase", database))
+    await bus.open()
+    try:
         yield bus
+    finally:
+        await bus.close()
 
 
 def make_runtime(settings: Settings) -> Runtime:

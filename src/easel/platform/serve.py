@@ -72,7 +72,7 @@ async def running_platform(
         database = open_database(settings.database, home)
         await database.open()
         stack.push_async_callback(database.close)
-        bus = await stack.enter_async_context(make_bus(database, settings))
+        bus = await stack.enter_async_context(make_bus(database))
         tasks = Tasks(open_task_store(database, clock=now_ms), bus, settings.tasks)
         store = SqlServiceStore(database, clock=now_ms)
         services = Services(store, tasks, bus)

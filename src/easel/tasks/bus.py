@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -14,8 +14,7 @@ class EventBus(Protocol):
     def publish(self, topic: str) -> None:
         """Wake every subscriber of a topic, here and in other processes; returns at once and never raises."""
 
-    @contextmanager
-    def subscribe(self, topic: str) -> Iterator[asyncio.Event]:
+    def subscribe(self, topic: str) -> AbstractContextManager[asyncio.Event]:
         """Give an event that is set at each publication from now on; the subscriber clears it."""
 
 
@@ -29,6 +28,11 @@ class LocalBus:
         """Wake every subscriber of a topic."""
         for event in self._subscribers.get(topic, ()):
             event.set()
+
+    def publish_all(self) -> None:
+        """Wake every subscriber of every topic: something may have been missed."""
+        for topic in self._subscribers:
+            self.publish(topic)
 
     @contextmanager
     def subscribe(self, topic: str) -> Iterator[asyncio.Event]:
