@@ -1,11 +1,13 @@
-"""The task store that belongs to a database."""
+"""The task store and the bus that belong to a database."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, cast
 
 from easel.database.port import Database
+from easel.tasks.bus import EventBus, LocalBus
 from easel.tasks.store import TaskStore
 
 if TYPE_CHECKING:
@@ -22,3 +24,19 @@ def open_task_store(database: Database, *, clock: Callable[[], int]) -> TaskStor
     from easel.tasks.postgres_store import PostgresTaskStore  # noqa: PLC0415
 
     return PostgresTaskStore(cast("PostgresDatabase", database), clock=clock)
+
+
+@contextlib.asynccontextmanager
+async def open_bus(database: Database) -> AsyncIterator[EventBus]:
+    """Give the bus that reaches every process which shares an open database. Raises StoreFailed."""
+    if database.kind == "sqlite":
+        yield LocalBus()
+        return
+    from easel.tasks.postgres_bus import PostgresBus  # noqa: PLC0415
+
+    bus = PostgresBus(cast("PostgresDatabase", database))
+    await bus.open()
+    try:
+        yield bus
+    finally:
+        await bus.close()
