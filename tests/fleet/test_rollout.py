@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from easel.fleet.rollout import plan
 from easel.services.model import Edition, Instance, Service
 from easel.services.status import is_current
-from tests.fleet.faulty_runtimes import FailsRevision, Machine, gpus, slots
+from tests.fleet.faulty_runtimes import FailsAtStage, FailsRevision, Machine, gpus, slots
 from tests.fleet.stage import Stage, spec
 
 BROKEN = {"broken": "yes"}
@@ -176,6 +176,39 @@ async def test_without_room_for_a_surge_the_update_waits_and_says_so() -> None:
     found = await stage.describe()
     assert (found.status, found.revision, found.stable_revision) == ("Running", 3, 3)
     assert len(found.instances) == 1
+
+
+async def test_an_update_mends_one_that_crash_loops_on_the_only_device() -> None:
+    stage = Stage(Machine(*gpus(1)))
+    await stage.deploy()
+    await stage.settle()
+    stage.machine.running.clear()
+    await stage.settle()
+    assert (await stage.describe()).reason == "Killed"
+    await stage.update(env={"mended": "yes"})
+    await stage.settle()
+    found = await stage.describe()
+    assert (found.status, found.stable_revision) == ("Running", 2)
+
+
+async def test_trying_again_leaves_alone_what_works() -> None:
+    stage = Stage()
+    await stage.deploy()
+    await stage.settle()
+    (works,) = [one.id for one in await stage.instances()]
+    stage.runtime = FailsAtStage(stage.machine, 3, for_good=True)
+    stage.controller = stage.another()
+    await stage.services.scale("draw", 2)
+    await stage.settle()
+    found = await stage.describe()
+    assert (found.status, found.reason, found.running) == ("Running", "MissingComfyUI", 1)
+    stage.runtime = FailsAtStage(stage.machine, 0)
+    stage.controller = stage.another()
+    await stage.services.start("draw")
+    await stage.settle()
+    found = await stage.describe()
+    assert (found.status, found.running, found.total) == ("Running", 2, 2)
+    assert works in {one.id for one in found.instances}
 
 
 async def test_max_unavailable_is_not_used_where_there_is_room() -> None:

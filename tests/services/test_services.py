@@ -146,8 +146,10 @@ async def test_the_same_again_tries_what_failed_again(services: Services) -> Non
     )
     await services.store.add_instance(failed)
     assert (await services.describe("draw")).status == "Failed"
-    assert (await services.update("draw", spec(), "{}", [])).restarts_asked == 1
+    await services.update("draw", spec(), "{}", [])
+    assert (await services.store.instance("i")).target == "stopped"
     assert (await services.describe("draw")).status != "Failed"
+    assert await reasons(services) == ["Deployed", "Restarted"]
 
 
 async def test_stop_and_start(services: Services) -> None:
@@ -194,6 +196,7 @@ async def test_nothing_changes_one_that_is_being_deleted(services: Services) -> 
     assert (await services.delete("draw")).status == "Deleting"
     await services.delete("draw")
     calls = [
+        services.deploy(spec(), "{}", []),
         services.update("draw", spec(env={"a": "b"}), "{}", []),
         services.scale("draw", 2),
         services.stop("draw"),

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 TOPIC = "fleet"
 RESYNC_SECONDS = 30.0
 """How often every service is looked at without having been told: what a lost wake-up costs at most."""
+NEWS_PAUSE = 0.02
+"""Seconds between two looks at everything: many agents may come at once."""
 
 Probe = Callable[[Instance, ServiceSpec], Awaitable[str | None]]
 """Asks a ready instance's liveness check; returns in words why it is to be ended, None while it is well or not due."""
@@ -101,7 +103,6 @@ class Controller:
         Raises `StoreFailed` when the rows cannot be read, and whatever keeps the runtime from looking at its instances.
         """
         await recover(self._store, self._runtime, self._journal, self._clock)
-        await self.resync()
         await self.check()
         self._loops = [
             asyncio.create_task(self._work(), name="easel controller"),
@@ -225,10 +226,11 @@ class Controller:
     async def _listen(self) -> None:
         with self._bus.subscribe(TOPIC) as news:
             while True:
-                await news.wait()
-                news.clear()
                 with _surviving("news were not looked at"):
                     await self.resync()
+                await news.wait()
+                await asyncio.sleep(NEWS_PAUSE)
+                news.clear()
 
     async def _check_often(self) -> None:
         while True:

@@ -57,7 +57,8 @@ def plan(
     current = [one for one in live if is_current(service, one)]
     old = [one for one in live if not is_current(service, one)]
     failed = any(one.status == "failed" for one in current)
-    dispensable = [one for one in old if _dispensable(service, one)]
+    blocked = any(one.status == "pending" and one.reason == NO_DEVICE for one in current)
+    dispensable = [one for one in old if _dispensable(service, one, blocked=blocked)]
     serving = [one for one in old if one not in dispensable]
     excess = least_useful(current, load)[: max(len(current) - service.instances, 0)]
     retire = [*dispensable, *excess]
@@ -65,7 +66,6 @@ def plan(
         leaving = least_useful(serving, load)[: max(len(serving) - service.instances, 0)]
         return Plan(retire=_ids(retire + leaving), paused=bool(serving))
     ready = sum(one.status == "ready" for one in current if one not in excess)
-    blocked = any(one.status == "pending" and one.reason == NO_DEVICE for one in current)
     may_leave = ready + len(serving) - (service.instances - _slack(service, spec, blocked=blocked))
     retire += least_useful(serving, load)[: max(may_leave, 0)]
     room = service.instances + max(spec.max_surge, 0) - (len(live) - len(retire))
@@ -94,15 +94,17 @@ def _slack(service: Service, spec: ServiceSpec, *, blocked: bool) -> int:
     return max(spec.max_unavailable, in_place)
 
 
-def _dispensable(service: Service, old: Instance) -> bool:
+def _dispensable(service: Service, old: Instance, *, blocked: bool) -> bool:
     """Whether an old instance serves nobody and will not: it leaves without a successor.
 
     One of the revision that last worked which is starting, or starts again after an end, is what callers wait for; unless
-    a restart was asked for since.
+    a restart was asked for since, or it ended and keeps a device that a new one needs.
     """
     if old.status in SERVING:
         return False
     if old.status in {"failed", "pending"} or old.revision != service.stable_revision:
+        return True
+    if blocked and old.status == "backoff":
         return True
     return old.revision == service.revision  # an older generation: somebody asked for a restart
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from easel.errors import InvalidSpec, ServiceBusy
+from easel.errors import InvalidSpec, ServiceBusy, ServiceNotFound
 from easel.services.description import Description, describe
 from easel.services.model import Revision, Service, ServiceEvent, ServiceSpec
 from easel.services.status import derive, is_current
@@ -118,11 +119,18 @@ class Services:
     async def deploy(self, spec: ServiceSpec, source: str, warnings: builtins.list[str]) -> Service:
         """Deploy a new service; its instances are started as soon as there are devices.
 
-        ``source`` is what was deployed, word for word; ``warnings`` what of it is not obeyed. Raises `ServiceExists`, and
-        `InvalidSpec` for a number of instances the edition does not have.
+        ``source`` is what was deployed, word for word; ``warnings`` what of it is not obeyed. Raises `ServiceExists`,
+        `ServiceBusy` while one of this name is being deleted, and `InvalidSpec` for a number of instances the edition does
+        not have.
         """
         _check_count(spec.edition, spec.instances)
         async with self._alone(spec.name):
+            with contextlib.suppress(ServiceNotFound):
+                if (await self.store.get(spec.name)).target == "deleted":
+                    raise ServiceBusy(
+                        f"service {spec.name} is still being deleted",
+                        hint="deploy it again when it is gone",
+                    )
             now = self._clock()
             service = Service(
                 name=spec.name,
@@ -162,12 +170,9 @@ class Services:
                 revision = await self.store.revise(name, spec, source, warnings, **fields)
                 await self._changed(name, "Updating", f"revision {revision.number} was deployed")
             else:
-                tried = await self._gave_up(service)
-                if tried:
-                    fields["restarts_asked"] = service.restarts_asked + 1
                 if fields:
                     await self.store.change(name, **fields)
-                if tried:
+                if await self._try_again(service):
                     await self._changed(name, "Restarted", "the same specification is tried again")
                 if "instances" in fields:
                     await self._scaled(name, service.instances, spec.instances)
@@ -203,8 +208,7 @@ class Services:
             if service.target == "stopped":
                 await self.store.change(name, target="running")
                 await self._changed(name, "Started", "the service is started")
-            elif await self._gave_up(service):
-                await self.store.change(name, restarts_asked=service.restarts_asked + 1)
+            elif await self._try_again(service):
                 await self._changed(name, "Started", "what failed is tried again")
             return await self.store.get(name)
 
@@ -271,9 +275,16 @@ class Services:
             raise ServiceBusy(f"service {name} is being deleted")
         return service
 
-    async def _gave_up(self, service: Service) -> bool:
-        instances = await self.store.instances(service.name)
-        return any(one.status == "failed" and is_current(service, one) for one in instances)
+    async def _try_again(self, service: Service) -> bool:
+        """Have instances that were given up replaced; True when there were any."""
+        given_up = [
+            one
+            for one in await self.store.instances(service.name)
+            if one.status == "failed" and one.target == "running" and is_current(service, one)
+        ]
+        for one in given_up:
+            await self.store.change_instance(one.id, target="stopped")
+        return bool(given_up)
 
     async def _scaled(self, name: str, before: int, after: int) -> None:
         await self._changed(name, "Scaled", f"from {before} to {_instances(after)}")
