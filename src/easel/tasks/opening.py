@@ -1,13 +1,11 @@
-"""The task store and the bus that belong to a database."""
+"""The task store that belongs to a database."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from easel.database.port import Database
-from easel.tasks.bus import EventBus, LocalBus
 from easel.tasks.store import TaskStore
 
 if TYPE_CHECKING:
@@ -24,19 +22,3 @@ def open_task_store(database: Database, *, clock: Callable[[], int]) -> TaskStor
     from easel.tasks.postgres_store import PostgresTaskStore  # noqa: PLC0415
 
     return PostgresTaskStore(cast("PostgresDatabase", database), clock=clock)
-
-
-@contextlib.asynccontextmanager
-async def open_bus(database: Database) -> AsyncIterator[EventBus]:
-    """Give the bus that reaches every process which shares an open database. Raises StoreFailed."""
-    if database.kind == "sqlite":
-        yield LocalBus()
-        return
-    from easel.tasks.postgres_bus import PostgresBus  # noqa: PLC0415
-
-    bus = PostgresBus(cast("PostgresDatabase", database))
-    await bus.open()
-    try:
-        yield bus
-    finally:
-        await bus.close()
