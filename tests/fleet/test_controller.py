@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -488,6 +490,47 @@ async def test_a_store_that_fails_for_a_while_costs_time_and_nothing_else() -> N
     rows = await stage.instances()
     assert len(rows) == len(stage.machine.running) == 2
     assert all(len(stage.machine.of(one.id)) == 1 for one in rows)
+
+
+async def test_a_start_cut_off_while_its_handle_is_being_stored_is_stopped_by_that_handle() -> None:
+    stage = Stage()
+    slow: Any = SlowStore(stage.store)
+    stage.controller = stage.another(store=slow)
+    await stage.deploy()
+    await stage.controller.resync()
+    await until(lambda: step(stage, slow.reached.is_set), timeout=10, pause=0.001)
+    assert stage.machine.running
+    await stage.services.stop("draw")
+    stage.runtime.blocked = 1  # the write that never ends
+    await stage.controller.resync()
+    await stage.controller.step()
+    stage.runtime.blocked = 0
+    await stage.settle()
+    assert (await stage.describe()).status == "Stopped"
+    assert [handle["stage"] for handle in stage.machine.stopped] == [2]
+    assert not stage.machine.running
+
+
+async def step(stage: Stage, met: Callable[[], bool]) -> bool:
+    await stage.controller.step()
+    return met()
+
+
+class SlowStore:
+    """A store that never comes back from storing the handle of a start's second stage."""
+
+    def __init__(self, store: ServiceStore) -> None:
+        self._store = store
+        self.reached = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def change_instance(self, instance_id: str, **fields: Any) -> Instance:
+        if fields.get("handle", {}).get("stage") == 2 and not self.reached.is_set():
+            self.reached.set()
+            await asyncio.Event().wait()
+        return await self._store.change_instance(instance_id, **fields)
 
 
 class FailingStore:
