@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from easel.errors import StoreFailed
+from easel.fleet.controller import SWEEP
 from easel.services.model import HealthCheck, Instance
 from easel.services.store import ServiceStore
 from easel.services.tokens import token_hash
@@ -509,6 +510,19 @@ async def test_a_start_cut_off_while_its_handle_is_being_stored_is_stopped_by_th
     assert (await stage.describe()).status == "Stopped"
     assert [handle["stage"] for handle in stage.machine.stopped] == [2]
     assert not stage.machine.running
+
+
+async def test_what_runs_without_a_row_is_found_later() -> None:
+    stage = Stage()
+    await stage.deploy()
+    await stage.settle()
+    stage.machine.running[99] = {"instance": "gone", "stage": 3, "pid": 99}
+    await stage.settle()
+    assert 99 in stage.machine.running
+    stage.controller._queue.put(SWEEP)
+    await stage.settle()
+    assert 99 not in stage.machine.running
+    assert (await stage.describe()).status == "Running"
 
 
 async def step(stage: Stage, met: Callable[[], bool]) -> bool:

@@ -19,7 +19,7 @@ from easel.fleet.journal import Journal
 from easel.fleet.lifecycle import STARTED, Lifecycle
 from easel.fleet.placement import Places
 from easel.fleet.reconcile import Reconciler
-from easel.fleet.recovery import recover
+from easel.fleet.recovery import recover, sweep
 from easel.fleet.rollout import SERVING, idle
 from easel.fleet.runtime import Runtime, Vitals
 from easel.fleet.workqueue import WorkQueue
@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 TOPIC = "fleet"
 RESYNC_SECONDS = 30.0
-"""How often every service is looked at without having been told: what a lost wake-up costs at most."""
+"""How often every service, and what nobody remembers, is looked for without having been told."""
+SWEEP = ""
+"""Key of the work queue, which no service has: look for processes without a row."""
 NEWS_PAUSE = 0.02
 """Seconds between two looks at everything: many agents may come at once."""
 
@@ -177,7 +179,9 @@ class Controller:
 
     async def _look_at(self, name: str) -> None:
         try:
-            if await self._reconciler.service(name):
+            if name == SWEEP:
+                await sweep(self._store, self._runtime, self._journal)
+            elif await self._reconciler.service(name):
                 self._queue.put(name)
                 self._bus.publish(TOPIC)
             self._queue.forgive(name)
@@ -243,6 +247,7 @@ class Controller:
             await asyncio.sleep(RESYNC_SECONDS)
             with _surviving("services were not looked at"):
                 await self.resync()
+                self._queue.put(SWEEP)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,15 @@ async def recover(
     await _stop_strays(runtime, journal, known, own)
 
 
+async def sweep(store: ServiceStore, runtime: Runtime, journal: Journal) -> None:
+    """Stop what runs without a row, such as a process that was being made while its start was cut off.
+
+    To be called while nothing is started: a row is there before its process. Raises `StoreFailed`.
+    """
+    known = {one.id for one in await store.instances()}
+    await _stop_strays(runtime, journal, known, [])
+
+
 async def _adopt(
     store: ServiceStore,
     runtime: Runtime,
