@@ -9,9 +9,20 @@ import sqlalchemy as sa
 from easel.errors import StoreFailed
 
 _MEANINGS = (
+    (
+        r"invalid (connection option|port|integer value|sslmode)",
+        "correct the URL's port and options",
+    ),
+    (
+        r"support ssl|certificate",
+        "choose another sslmode in the URL's options, or set up the server's certificate",
+    ),
     (r"password|authentication", "check user name and password in the URL"),
     (r"database .* does not exist", "create the database first"),
-    (r"permission denied", "grant the user the right to create and use tables"),
+    (
+        r"permission denied|no schema has been selected",
+        "grant the user the right to create and use tables",
+    ),
     (r"readonly|read-only", "make the database file and its folder writable for Easel's user"),
     (r"disk is full|no space", "the disk is full: free some space"),
     (r"disk i/o", "the disk or its file system fails: look at the system's log"),

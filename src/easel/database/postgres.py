@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
@@ -25,7 +27,6 @@ MOST_CONNECTIONS = 8
 """Of the hot path, for one process."""
 THREADS = 4
 """For ordinary queries, with a connection each."""
-CONNECT_TIMEOUT = 10
 BUSY_TIMEOUT = 30.0
 """Seconds for which a call waits until another has done with its connection."""
 ATTEMPTS = 5
@@ -40,6 +41,9 @@ IN_EACH_OTHERS_WAY = frozenset({"40001", "40P01"})
 _NOT_USABLE = ("28", "3D", "3F", "42", "0A", "22")
 """Classes of errors when opening that waiting does not help against: who may come in, what there is, rights, syntax."""
 
+_REFUSED = ("check user", "create the", "correct the", "choose another sslmode")
+"""How `failures` begins its advice on what waiting does not help against either."""
+
 _SETTINGS = (
     # Every statement of the hot path has an index for its question. Its plan is made when the tables are small, and is
     # kept while they grow: it must not read or sort them all, however good that looked then.
@@ -51,13 +55,17 @@ _SETTINGS = (
     "SET statement_timeout = '60s'",
     "SET idle_in_transaction_session_timeout = '60s'",
 )
-_KEEPALIVE = {
-    "keepalives_idle": "15",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "30000",
+_ARGUMENTS = {
+    "connect_timeout": 10,
+    "client_encoding": "utf8",
+    "application_name": "easel",
+    # A server that vanishes without a word is noticed within half a minute.
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
 }
-"""A server that vanishes without a word is noticed within half a minute."""
+"""Of each connection, unless the URL's options say otherwise."""
 
 
 class PostgresDatabase:
@@ -70,25 +78,21 @@ class PostgresDatabase:
     kind: Literal["sqlite", "postgresql"] = "postgresql"
 
     def __init__(self, url: sa.URL | str) -> None:
-        self._url = sa.make_url(url).set(drivername="postgresql+psycopg")
-        self.name = described(self._url.set(drivername="postgresql"))
+        self._url = sa.make_url(url).set(drivername="postgresql")
+        self.name = described(self._url)
         """The database in messages: its URL without password and options."""
+        arguments = {k: v for k, v in _ARGUMENTS.items() if k not in self._url.query}
+        driver_url = self._url.set(drivername="postgresql+psycopg")
         self._engine = sa.create_engine(
-            self._url,
+            driver_url,
             pool_size=THREADS,
             max_overflow=0,
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT},
+            connect_args=arguments,
         )
-        _, named = self._engine.dialect.create_connect_args(self._url)
-        self._arguments: dict[str, Any] = {
-            "connect_timeout": CONNECT_TIMEOUT,
-            "client_encoding": "utf8",
-            "application_name": "easel",
-            **_KEEPALIVE,
-            **named,
-        }
+        _, named = self._engine.dialect.create_connect_args(driver_url)
+        self._arguments: dict[str, Any] = {**named, **arguments}
         self._threads = ThreadPoolExecutor(THREADS, "easel-database")
         self.pool = Connections(self._connect_for_hot_path, most=MOST_CONNECTIONS)
         self._closed = False
@@ -104,7 +108,7 @@ class PostgresDatabase:
             failed = self.failed(error)
             state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
             # The server's refusals at the door carry no state, only words.
-            refused = failed.hint is not None and failed.hint.startswith(("check user", "create"))
+            refused = (failed.hint or "").startswith(_REFUSED)
             if state.startswith(_NOT_USABLE) or refused:
                 raise ConfigurationError(failed.message, hint=failed.hint) from error
             raise failed from error
@@ -152,6 +156,7 @@ class PostgresDatabase:
                     if error.sqlstate not in IN_EACH_OTHERS_WAY or attempt == ATTEMPTS:
                         raise
                     log.debug("tried again: %s", error)
+            await asyncio.sleep(_pause(attempt))
         raise AssertionError  # the last attempt returns or raises
 
     async def connect(self) -> Connection:
@@ -212,8 +217,14 @@ class PostgresDatabase:
                 state = getattr(error.orig, "sqlstate", None)
                 if state not in IN_EACH_OTHERS_WAY or attempt == ATTEMPTS:
                     raise
+            time.sleep(_pause(attempt))
         raise AssertionError  # the last attempt returns or raises
 
     def _close(self) -> None:
         self._threads.shutdown()
         self._engine.dispose()
+
+
+def _pause(attempt: int) -> float:
+    """Return the seconds after which a transaction is tried again: not all at once, or they meet again."""
+    return random.uniform(0, 0.02 * attempt)  # noqa: S311

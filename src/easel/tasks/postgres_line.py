@@ -37,12 +37,22 @@ class Line:
         self._database = database
         self._counts: dict[str, _Count] = {}
         self._counting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._lining_up: WeakValueDictionary[tuple[str, str, int], asyncio.Lock] = (
+            WeakValueDictionary()
+        )
 
     async def put(self, row: dict[str, Any], most: int | None) -> bool | Row:
         """Accept a task: True. When its id is taken: that task's row and result. False: ``most`` wait already.
 
         ``row`` has the values of `statements.postgres.INSERT_TASK` but ``last``.
         """
+        # A statement does not see what another one is about to add: tasks of one owner that came together would all get the
+        # same turn. Those of this process go one after the other; with n gateways, n may share a turn.
+        owner = row["service"], row["owner"], row["priority"]
+        async with self._lining_up.setdefault(owner, asyncio.Lock()):
+            return await self._put(row, most)
+
+    async def _put(self, row: dict[str, Any], most: int | None) -> bool | Row:
         service: str = row["service"]
         while True:
             count = self._counts.get(service)
@@ -59,8 +69,7 @@ class Line:
                 if self._counts.get(service) is count:
                     del self._counts[service]
             assert most is not None
-            lock = self._counting.setdefault(service, asyncio.Lock())
-            async with lock:
+            async with self._counting.setdefault(service, asyncio.Lock()):
                 if service in self._counts:
                     continue  # somebody has counted meanwhile
                 outcome = await self._database.repeated(lambda c: self._count_and_put(c, row, most))
