@@ -16,6 +16,7 @@ from easel.database.sqlite import SqliteDatabase
 from easel.gateway.agent_api.door import CALLER
 from easel.gateway.directory import Directory
 from easel.gateway.links import Links
+from easel.gateway.logs import AccessLog
 from easel.gateway.metrics import Metrics
 from easel.gateway.proxy import session
 from easel.gateway.serve import RunningGateway, running_gateway
@@ -134,7 +135,11 @@ def echo_app(door: str) -> ASGIApp:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    folder: Path, ping: Callable[[], Awaitable[None]] | None = None, **settings: Any
+    folder: Path,
+    *,
+    ping: Callable[[], Awaitable[None]] | None = None,
+    access: AccessLog | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Run a gateway until the block ends."""
     async with contextlib.AsyncExitStack() as stack:
@@ -166,6 +171,7 @@ async def gateway(
                 control=echo_app("control"),
                 agent_api=echo_app("agent_api"),
                 link=echo_app("link"),
+                access=access,
             )
         )
         client = await stack.enter_async_context(

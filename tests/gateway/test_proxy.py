@@ -423,14 +423,13 @@ async def test_time_limits(tmp_path: Path) -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async with serve(silent) as url:
-        async with gateway(tmp_path / "a", answer_timeout=0.2) as served:
-            served.stands(url)
-            async with served.get("/x") as answer:
-                assert (answer.status, (await answer.json())["code"]) == (504, "upstream_timeout")
-            await served.change(keepalive_ms=100)
-            async with served.get("/x") as answer:
-                assert (answer.status, (await answer.json())["code"]) == (408, "request_timeout")
+    async with serve(silent) as url, gateway(tmp_path / "a", answer_timeout=0.2) as served:
+        served.stands(url)
+        async with served.get("/x") as answer:
+            assert (answer.status, (await answer.json())["code"]) == (504, "upstream_timeout")
+        await served.change(keepalive_ms=100)
+        async with served.get("/x") as answer:
+            assert (answer.status, (await answer.json())["code"]) == (408, "request_timeout")
 
 
 async def test_a_body_that_stops_coming(tmp_path: Path) -> None:

@@ -163,7 +163,11 @@ async def _own_ports(server: _Server, front: Front) -> None:
             }
             for port in set(open_ports) - set(wanted):
                 open_ports.pop(port).close()
-            front.ports = {port: name for port, name in wanted.items() if port in open_ports}
+            # A port that was given up leads nowhere: connections that were kept must not come to other doors.
+            front.ports = {
+                **dict.fromkeys(front.ports, ""),
+                **{port: name for port, name in wanted.items() if port in open_ports},
+            }
             for port, name in wanted.items():
                 if port in open_ports:
                     continue
