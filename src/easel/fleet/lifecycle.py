@@ -8,9 +8,9 @@
                                      failed    (given up: `InstanceFailed`, or not to be restarted)
     target stopped: any ──► stopping (drained, stopped, discarded) ──► row removed
 
-``ready`` and ``unready`` are written by the agent link, and ``failed`` while the agent runs when it gave its engine up;
-everything else here. A start is complete when ``started`` is set: a
-row that is starting without it, and has no job, is half made.
+``ready`` and ``unready`` are written by the agent link, with the reason ``EngineFailed`` when the agent gave its engine up;
+everything else is written here. A start is complete when ``started`` is set: a row that is starting without it, and has no
+job, is half made.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from easel.settings import FleetSettings
 RETRY_SECONDS = 5.0
 """Pause before a stop that failed is tried again; doubled each time, at most ten minutes."""
 STARTED = frozenset({"starting", "ready", "unready"})
+"""States in which an instance runs, or is about to."""
 
 
 @dataclass
