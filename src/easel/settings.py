@@ -219,6 +219,8 @@ class Settings(BaseSettings):
 
     home: Path = Path("easel-data")
     """The platform's folder: database, admin token, logs, installations, services' folders where none was named."""
+    oss_root: Path | None = None
+    """Folder whose sub-folders stand for the buckets that EAS service JSONs name: ``oss://bucket/dir`` is ``<oss_root>/bucket/dir``."""
     database: str | None = None
     """SQLAlchemy URL of the platform's state: None is ``easel.db`` in ``home``; ``postgresql://…`` beyond one machine."""
     engine: EngineSettings = EngineSettings()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 from easel.database import Database
 from easel.fleet.runtime import Runtime
 from easel.fleet.runtimes.local import LocalRuntime
-from easel.gateway.control.specs import SpecReader, Specs
 from easel.settings import Settings
 from easel.tasks.bus import EventBus, LocalBus
 
@@ -36,8 +35,3 @@ async def make_bus(database: Database) -> AsyncIterator[EventBus]:
 def make_runtime(settings: Settings) -> Runtime:
     """Return what instances run on."""
     return LocalRuntime(settings.home, settings.fleet)
-
-
-def make_specs(settings: Settings) -> SpecReader:
-    """Return what reads deployments."""
-    return Specs()

@@ -26,6 +26,7 @@ from easel.gateway.agent_api.door import Door
 from easel.gateway.agent_api.submission import Submission
 from easel.gateway.control.app import control_app
 from easel.gateway.control.context import Control
+from easel.gateway.control.specs import SpecReader
 from easel.gateway.directory import Directory
 from easel.gateway.links import Links, query
 from easel.gateway.logs import AccessLog, structured_logs
@@ -33,7 +34,7 @@ from easel.gateway.metrics import Metrics, gauges
 from easel.gateway.serve import RunningGateway, running_gateway
 from easel.gateway.state import GatewayState
 from easel.platform import home as folder
-from easel.platform.parts import make_bus, make_runtime, make_specs
+from easel.platform.parts import make_bus, make_runtime
 from easel.platform.retention import Retention
 from easel.platform.storage import Storage
 from easel.services.services import Services
@@ -112,7 +113,7 @@ async def running_platform(
             runtime=runtime,
             members=members,
             knowledge=knowledge,
-            specs=make_specs(settings),
+            specs=SpecReader(settings.oss_root),
             base_url=lambda: (settings.gateway.public_url or listening[0].url).rstrip("/"),
             local_url=lambda: listening[0].url,
             link_seconds=settings.gateway.link_seconds,

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from pathlib import Path
 
+import msgspec
+
+from easel.errors import InvalidSpec
 from easel.gateway.control.views import Put
+from easel.services.eas import read_eas
+from easel.services.eas_storage import missing_mounts
 from easel.services.model import ServiceSpec
+from easel.services.scenario import Wishes, scenario
 
 
-class SpecReader(Protocol):
-    """Reads deployments."""
+class SpecReader:
+    """Reads deployments. ``oss_root`` is the folder whose sub-folders stand for the vendor's buckets."""
+
+    def __init__(self, oss_root: Path | None) -> None:
+        self._oss_root = oss_root
 
     async def read(
         self, body: Put, *, current: ServiceSpec | None = None
@@ -18,3 +28,30 @@ class SpecReader(Protocol):
 
         ``current`` is the specification that an update starts from. Raises InvalidSpec with every fault.
         """
+        if (body.scenario is None) == (body.eas is None):
+            raise InvalidSpec([("", "give a scenario or an EAS service JSON, one of them")])
+        if body.scenario is not None:
+            if body.name is not None:
+                raise InvalidSpec([("name", "goes with eas; a scenario has its own")])
+            wishes = Wishes(**body.scenario.model_dump())
+            spec, warnings = scenario(wishes, current), _trouble(wishes)
+            source = body.scenario.model_dump_json(exclude_none=True)
+        else:
+            assert body.eas is not None
+            name = body.name or (current.name if current is not None else None)
+            spec, warnings = read_eas(body.eas, oss_root=self._oss_root, name=name)
+            source = (
+                body.eas if isinstance(body.eas, str) else msgspec.json.encode(body.eas).decode()
+            )
+        warnings += [
+            f"{path}: {words}; the service fails until it is"
+            for path, words in await asyncio.to_thread(missing_mounts, spec)
+        ]
+        return spec, source, warnings
+
+
+def _trouble(wishes: Wishes) -> list[str]:
+    """Say what is better known before than after."""
+    if wishes.storage is None and wishes.edition is not None:
+        return ["storage: none was named; the service keeps its files in the platform's home"]
+    return []
