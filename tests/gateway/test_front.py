@@ -242,7 +242,14 @@ async def test_what_the_metrics_say(served: Gateway) -> None:
         async with served.http.get(f"{served.origin}/api/predict/no_such_service/x") as answer:
             assert answer.status == 401
     metrics = served.state.metrics
-    base = {"uid": "u", "service": PAINT, "owner": "", "id": "1", "signature": "", "created": 1000}
+    base: dict[str, Any] = {
+        "uid": "u",
+        "service": PAINT,
+        "owner": "",
+        "id": "1",
+        "signature": "",
+        "created": 1000,
+    }
     metrics.task_ended(Task(**base, state="succeeded", started=3000, ended=10_000))
     metrics.task_ended(Task(**base, state="expired", ended=10_000))
     metrics.instance_ready(PAINT, 12.5)

@@ -12,6 +12,7 @@ import logging
 import logging.handlers
 import queue
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ FIELDS = ("service", "instance", "task", "owner", "revision")
 """What ``extra`` may carry."""
 FLUSH = 0.25
 """Seconds until lines about requests are written."""
+LAST_LINES = 2.0
+"""Seconds that what was logged has to be written when the logs end."""
 TOGETHER = 512
 """Lines that are written together at most."""
 
@@ -84,26 +87,33 @@ class _Queued(logging.handlers.QueueHandler):
         return record
 
 
+def _write(lines: queue.SimpleQueue[logging.LogRecord | None], writer: logging.Handler) -> None:
+    while (record := lines.get()) is not None:
+        writer.handle(record)
+
+
 @contextlib.contextmanager
 def structured_logs(stream: TextIO | None = None, level: int = logging.INFO) -> Iterator[AccessLog]:
     """Log as JSON lines to a stream (standard error) until the block ends, and give the log of requests."""
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
     writer = _Writer(stream or sys.stderr)
     writer.setFormatter(formatter())
-    listener = logging.handlers.QueueListener(lines, writer)
+    thread = threading.Thread(target=_write, args=(lines, writer), name="easel logs", daemon=True)
     root = logging.getLogger()
     before, before_level = root.handlers[:], root.level
     root.handlers = [_Queued(lines)]
     root.setLevel(level)
-    for loud in ("uvicorn", "asyncio"):
+    for loud in ("uvicorn", "asyncio", "alembic", "aiohttp.access"):
         logging.getLogger(loud).setLevel(logging.WARNING)
-    listener.start()
+    thread.start()
     access = AccessLog(lines)
     try:
         yield access
     finally:
         access.flush()
-        listener.stop()
+        lines.put(None)
+        # A reader that does not take the last lines keeps no process from ending.
+        thread.join(LAST_LINES)
         root.handlers = before
         root.setLevel(before_level)
 
@@ -131,7 +141,7 @@ class AccessLog:
 
     NAME = "easel.access"
 
-    def __init__(self, lines: queue.SimpleQueue[logging.LogRecord] | None = None) -> None:
+    def __init__(self, lines: queue.SimpleQueue[logging.LogRecord | None] | None = None) -> None:
         self._lines = lines
         self._waiting: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None

@@ -12,7 +12,6 @@ from easel.errors import BadRequest, ServiceNotFound
 from easel.gateway.directory import Directory
 from easel.gateway.links import Links, query
 from easel.gateway.metrics import Metrics
-from easel.services.model import ServiceSpec
 from easel.settings import GatewaySettings
 
 
@@ -57,16 +56,6 @@ class GatewayState:
     """Called before `/metrics` is read: sets what is counted only when somebody looks (`metrics.Gauges`)."""
     draining: bool = False
     """The gateway is about to stop: `/readyz` says so, everything else is still answered."""
-
-    def spec(self, service: str) -> ServiceSpec | None:
-        """Return what is wanted of a service, None for an unknown one."""
-        entry = self.directory.known(service)
-        return entry.spec if entry is not None else None
-
-    def most_waiting(self, service: str) -> int:
-        """Return how many tasks of a service may wait (`agent_api.door.Door`)."""
-        spec = self.spec(service)
-        return spec.max_waiting if spec is not None else 0
 
     def sign_link(self, service: str, seconds: int) -> str:
         """Return the query string of a link to a service's WebUI, good for at most ``gateway.link_seconds``.
