@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 import sqlalchemy as sa
@@ -29,6 +30,9 @@ THREADS = 4
 """For ordinary queries, with a connection each."""
 BUSY_TIMEOUT = 30.0
 """Seconds for which a call waits until another has done with its connection."""
+PLAN_AGE = 10.0
+"""Seconds for which a connection keeps a plan. Tables grow from nothing faster than PostgreSQL looks at their size; to plan
+every statement anew costs as much as to execute it."""
 ATTEMPTS = 5
 """How often a transaction is tried that other ones get in the way of."""
 OLDEST = 130000
@@ -45,11 +49,10 @@ _REFUSED = ("check user", "create the", "correct the", "choose another sslmode")
 """How `failures` begins its advice on what waiting does not help against either."""
 
 _SETTINGS = (
-    # Every statement of the hot path has an index for its question. Its plan is made when the tables are small, and is
-    # kept while they grow: it must not read or sort them all, however good that looked then.
+    # Every statement of the hot path has an index for its question: a plan that was made for small tables must not read them
+    # all, however good that looked then.
     "SET enable_seqscan = off",
     "SET enable_bitmapscan = off",
-    "SET enable_sort = off",
     "SET jit = off",
     "SET lock_timeout = '20s'",
     "SET statement_timeout = '60s'",
@@ -95,6 +98,7 @@ class PostgresDatabase:
         self._arguments: dict[str, Any] = {**named, **arguments}
         self._threads = ThreadPoolExecutor(THREADS, "easel-database")
         self.pool = Connections(self._connect_for_hot_path, most=MOST_CONNECTIONS)
+        self._planned: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         self._closed = False
 
     async def open(self) -> None:
@@ -138,6 +142,7 @@ class PostgresDatabase:
             raise self._is_closed()
         try:
             async with self.pool.connection(BUSY_TIMEOUT) as connection:
+                await self._plan_anew(connection)
                 try:
                     yield connection
                 except psycopg.errors.ReadOnlySqlTransaction:
@@ -175,7 +180,14 @@ class PostgresDatabase:
         # One type for every number: else a statement is prepared anew for each size of its numbers.
         connection.adapters.register_dumper(int, Int8Dumper)
         await connection.execute("; ".join(_SETTINGS))
+        self._planned[connection] = time.monotonic()
         return connection
+
+    async def _plan_anew(self, connection: Connection) -> None:
+        now = time.monotonic()
+        if now - self._planned[connection] > PLAN_AGE:
+            self._planned[connection] = now
+            await connection.execute("DISCARD PLANS")
 
     async def _in_thread(self, work: Callable[..., T], *values: Any) -> T:
         if self._closed:

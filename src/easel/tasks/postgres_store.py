@@ -270,12 +270,10 @@ class PostgresTaskStore:
         return cast("dict[State, int]", dict(rows))
 
     async def held(self, service: str | None = None) -> list[Task]:
-        """Return the tasks that instances hold."""
-        if service is None:
-            rows = await self._rows(sql.SELECT_ALL_HELD, {})
-        else:
-            rows = await self._rows(sql.SELECT_HELD, {"service": to_column(service)})
-        return [_task(row, nodes=False) for row in rows]
+        """Return the tasks that instances hold, oldest first."""
+        values = {"service": None if service is None else to_column(service)}
+        rows = await self._rows(sql.SELECT_HELD, values)
+        return [_task(row, nodes=False) for row in sorted(rows, key=lambda row: row[UID])]
 
     async def sweep(self, *, max_delivery: int, limit: int = 1000) -> Swept:
         """Act on the clock; at most ``limit`` ended leases and as many deadlines."""
@@ -306,7 +304,7 @@ class PostgresTaskStore:
 
     async def forget(self, service: str, *, ended_before: int, limit: int = 1000) -> list[str]:
         """Delete finished tasks."""
-        values = {"service": to_column(service), "before": ended_before, "limit": limit}
+        values = {"service": to_column(service), "ended_before": ended_before, "limit": limit}
         return [uid for (uid,) in await self._rows(sql.FORGET_ENDED, values)]
 
     async def forget_service(self, service: str) -> None:

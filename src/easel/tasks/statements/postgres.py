@@ -31,6 +31,11 @@ WITH lock AS MATERIALIZED (
     SELECT pg_advisory_xact_lock_shared({_LINE})
 ), place AS MATERIALIZED (
     SELECT nextval('tasks_seq_seq') AS seq FROM lock
+), last AS MATERIALIZED (
+    SELECT service, priority, owner, turn FROM tasks
+    WHERE (service, priority, owner, turn) <= (%(service)s, %(priority)s, %(owner)s, 9223372036854775807)
+        AND state = 'queued'
+    ORDER BY service DESC, priority DESC, owner DESC, turn DESC LIMIT 1
 ), added AS (
     INSERT INTO tasks (
         seq, uid, service, owner, id, signature, state, priority, turn, tags, created, deadline, attempt, cancelling, rear,
@@ -38,8 +43,7 @@ WITH lock AS MATERIALIZED (
     ) SELECT
         place.seq, %(uid)s, %(service)s, %(owner)s, %(id)s, %(signature)s, 'queued', %(priority)s,
         coalesce(
-            (SELECT max(turn) + 1 FROM tasks WHERE service = %(service)s AND priority = %(priority)s
-                AND owner = %(owner)s AND state = 'queued'),
+            (SELECT turn + 1 FROM last WHERE (service, priority, owner) = (%(service)s, %(priority)s, %(owner)s)),
             (SELECT turn FROM tasks WHERE service = %(service)s AND priority = %(priority)s
                 AND state = 'queued' ORDER BY turn LIMIT 1),
             0
@@ -58,6 +62,9 @@ WITH lock AS MATERIALIZED (
 SELECT place.seq, EXISTS (SELECT FROM added) FROM place
 """
 """A new task lines up: behind its owner's last one, else with the head of its priority.
+
+``last`` is the owner's last one, or of whoever comes before in the index `tasks_owner`: asked for directly, the planner would
+rather look through the whole line from its end.
 
 Returns the number drawn and whether the task was added: it was not when its number is beyond ``last``, or its id taken.
 """
@@ -280,12 +287,14 @@ SELECT number, at, kind, data FROM task_events
 WHERE uid = %(uid)s AND number > %(after)s ORDER BY number LIMIT %(limit)s
 """
 
-SELECT_ALL_HELD = f"{_WITH_RESULT} WHERE t.lease_until IS NOT NULL ORDER BY t.seq"
-"""Every held task has a lease that ends, and only those."""
-
-SELECT_HELD = (
-    f"{_WITH_RESULT} WHERE t.lease_until IS NOT NULL AND t.service = %(service)s ORDER BY t.seq"
+SELECT_HELD = f"""
+WITH t AS MATERIALIZED (
+    SELECT {", ".join(COLUMNS)} FROM tasks WHERE lease_until IS NOT NULL ORDER BY lease_until
 )
+SELECT {_PREFIXED}, r.result FROM t LEFT JOIN task_results r ON r.uid = t.uid
+WHERE %(service)s::text IS NULL OR t.service = %(service)s
+"""
+"""Every held task has a lease that ends, and only those. The order makes the planner use their index."""
 
 _FORGET = """
 WITH gone AS MATERIALIZED (
@@ -303,7 +312,7 @@ SELECT uid FROM gone
 """
 
 FORGET_ENDED = _FORGET.format(
-    which="service = %(service)s AND ended IS NOT NULL AND ended < %(before)s ORDER BY ended",
+    which="service = %(service)s AND ended IS NOT NULL AND ended < %(ended_before)s ORDER BY ended",
     locked="SKIP LOCKED",
 )
 
