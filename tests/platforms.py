@@ -31,7 +31,14 @@ class Refused(AssertionError):
 class Platform:
     """One platform; its process may be killed and started again."""
 
-    def __init__(self, folder: Path, http: aiohttp.ClientSession, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        http: aiohttp.ClientSession,
+        env: dict[str, str],
+        database: str | None = None,
+    ) -> None:
+        self._database = database
         self.home = folder / "home"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -50,6 +57,8 @@ class Platform:
         """Start `easel up` and wait until it is ready."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "easel", "up", "--home", str(self.home)]
+        if self._database is not None:
+            command += ["--database", self._database]
         with self.log.open("ab") as sink:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
@@ -186,10 +195,12 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def running_platform(folder: Path, **settings: Any) -> AsyncIterator[Platform]:
+async def running_platform(
+    folder: Path, database: str | None = None, **settings: Any
+) -> AsyncIterator[Platform]:
     """Run a platform until the block ends; then nothing of it is left, however the block ended.
 
-    ``settings`` are sections of the settings tree: ``tasks={"lease_seconds": 3}``.
+    ``database`` is a URL instead of the home's SQLite; ``settings`` are sections of the settings tree: ``tasks={"lease_seconds": 3}``.
     """
     env = {
         f"EASEL_{section}__{name}".upper(): str(value)
@@ -198,7 +209,7 @@ async def running_platform(folder: Path, **settings: Any) -> AsyncIterator[Platf
     }
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(timeout=timeout) as http:
-        platform = Platform(folder, http, env)
+        platform = Platform(folder, http, env, database)
         await platform.start()
         try:
             yield platform

@@ -19,11 +19,13 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.contract.databases import Database as Server
+from tests.contract.task_stores import fresh_database
 from tests.platforms import Platform, Service, running_platform
 from tests.waiting import until
 
 SEED = int(os.environ.get("EASEL_CHAOS_SEED", "20261123"))
-TASKS = int(os.environ.get("EASEL_CHAOS_TASKS", "300"))
+TASKS = int(os.environ.get("EASEL_CHAOS_TASKS", "120"))
 INSTANCES = 3
 CALLERS = 12
 SECONDS = 0.1
@@ -124,11 +126,23 @@ class Faults:
         self.done.append(kind)
 
 
-@pytest.mark.timeout(600)
-async def test_every_task_ends_once_whatever_dies(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.database)])
+def database(request: pytest.FixtureRequest) -> str | None:
+    """The platform's state: its own file, or a server."""
+    if request.param == "sqlite":
+        return None
+    server: Server = request.getfixturevalue("postgresql")
+    if server.process is None:
+        server.start()
+    return fresh_database(server)
+
+
+@pytest.mark.timeout(900)
+async def test_every_task_ends_once_whatever_dies(tmp_path: Path, database: str | None) -> None:
     dice = random.Random(SEED)
     async with running_platform(
         tmp_path,
+        database,
         tasks={"lease_seconds": 4, "renew_seconds": 1, "max_delivery": 50},
         fleet={"cpu_slots": INSTANCES, "backoff_max_seconds": 1, "check_interval": 0.5},
     ) as platform:
