@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from easel.database import Database, open_database
+from easel.fleet.advice import advise
 from easel.fleet.controller import Controller
 from easel.fleet.dispatcher import Dispatcher
 from easel.fleet.knowledge import Knowledge
@@ -149,6 +150,7 @@ async def running_platform(
             drain=ties.drain,
             load=ties.load,
             engine_ready=ties.engine_ready,
+            advise=advise,
         )
         await controller.open()
         stack.push_async_callback(controller.close, stop_instances=not keep_instances)

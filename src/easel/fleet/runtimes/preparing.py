@@ -102,7 +102,6 @@ def _run(command: Sequence[str], env: Mapping[str, str], log: Path) -> list[str]
         raise InstanceFailed(
             "PreparationFailed",
             f"preparing the instance failed (exit code {done.returncode}): {' '.join(command)[:200]}",
-            hint="look at prepare.pythonRequirements and at the lines before main.py in the script",
             log=lines[-LAST_LINES:],
         )
     return lines
