@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import random
 import re
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -24,6 +26,9 @@ from easel.workflow.progress import NodeProgress
 from tests.contract.conftest import postgresql  # noqa: F401 - a fixture
 from tests.contract.databases import Database as Server
 from tests.contract.task_stores import Clock, fresh_database, new
+from tests.waiting import until
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.database
 
@@ -194,6 +199,76 @@ async def test_tasks_that_come_together_get_a_turn_each(stores: list[PostgresTas
         order.append(found.task.id)
     assert order[1] == "b0"
     assert sorted(order) == sorted([f"a{n}" for n in range(12)] + ["b0"])
+
+
+# A server that goes
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
+async def test_every_task_ends_once_whatever_becomes_of_the_server(
+    postgresql: Server,  # noqa: F811
+    databases: list[PostgresDatabase],
+    how: signal.Signals,
+) -> None:
+    clock = Clock()
+    stores = [PostgresTaskStore(database, clock=clock) for database in databases]
+    wanted = {f"{number}-{n}" for number in range(4) for n in range(40)}
+    accepted: set[str] = set()
+    acknowledged: dict[str, str] = {}
+    hints: list[str | None] = []
+
+    async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await call()
+            except StoreFailed as error:
+                hints.append(error.hint)
+                await asyncio.sleep(0.01)
+
+    async def door(number: int) -> None:
+        for n in range(40):
+            asked = new(f"{number}-{n}", owner=str(number))
+            task, _ = await patiently(partial(stores[number % 2].put_within, asked, 500))
+            accepted.add(task.id)
+
+    async def instance(number: int) -> None:
+        store, name = stores[number % 2], f"i{number}"
+        while len(acknowledged) < len(wanted):
+            found = await patiently(lambda: store.claim("service", name, lease_ms=LEASE))
+            if found is None:
+                clock.now += LEASE // 20  # claims of which nobody heard come back in the end
+                await patiently(lambda: store.sweep(max_delivery=50))
+                continue
+            ending = Ending(state="succeeded", ended=clock.now, error={"by": found.lease.token})
+            with contextlib.suppress(LeaseLost):
+                task = await patiently(partial(store.finish, found.lease, ending))
+                assert acknowledged.setdefault(task.id, found.lease.token) == found.lease.token
+
+    async def done(part: float) -> bool:
+        return len(acknowledged) >= part * len(wanted)
+
+    async def fate() -> None:
+        for part in (0.2, 0.5, 0.8):
+            await until(partial(done, part), pause=0.005)
+            assert postgresql.process is not None
+            postgresql.process.send_signal(how)
+            await asyncio.to_thread(postgresql.process.wait, TIMEOUT)
+            await asyncio.to_thread(postgresql.start)
+
+    async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
+        for number in range(4):
+            group.create_task(door(number))
+            group.create_task(instance(number))
+        group.create_task(fate())
+    assert hints
+    assert all(hints)
+    assert accepted == wanted == acknowledged.keys()
+    for task in await stores[0].page("service", limit=1000):
+        assert task.error == {"by": acknowledged[task.id]}
+        kinds = [event.kind for event in await stores[0].events(task.uid)]
+        assert (kinds[0], kinds[-1]) == ("queued", "succeeded")
+        assert kinds.count("succeeded") == 1
+        assert len(kinds) == task.last_event
 
 
 # Ends are appended
