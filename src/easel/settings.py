@@ -40,6 +40,10 @@ class EngineSettings(Section):
     """Port to listen on; 0 takes a free one."""
     data_dir: Path = Path("easel-data/engine")
     """Folder of ``input``, ``output``, ``temp``, ``user`` and ``models``."""
+    output_directory: Path | None = None
+    """Folder of outputs instead of the one in data_dir, as ComfyUI's --output-directory."""
+    temp_directory: Path | None = None
+    """Folder for ``temp`` instead of data_dir, as ComfyUI's --temp-directory: ``temp`` is emptied at start."""
     packs: tuple[str, ...] = ()
     """Further node packs as ``module:registry``; ``demo`` and ``pretend`` are short names of Easel's own."""
     max_upload_bytes: Bytes = 100 * 1024 * 1024
@@ -156,6 +160,8 @@ class GatewaySettings(Section):
     """Largest body of a task or a control call. Proxied bodies are streamed and not limited here."""
     max_nodes: int = Field(5000, gt=0)
     """Most nodes in one prompt."""
+    max_output_bytes: Bytes = 2 * 1024**3
+    """Largest output that an agent without the service's storage may send."""
     connect_timeout: Seconds = 5
     """Longest wait for a connection to an instance; then 503."""
     answer_timeout: Seconds = 600

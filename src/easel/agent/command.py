@@ -74,7 +74,7 @@ def _builtin(settings: EngineSettings, data_dir: Path, environ: Mapping[str, str
     """The built-in engine on a free port of the loopback interface, in its own process."""
     port = _free_port()
     command = [sys.executable, "-m", "easel", "engine", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--data-dir", str(data_dir / "engine"), "--with-parent"]
+    command += ["--port", str(port), "--data-dir", str(data_dir), "--with-parent"]
     for pack in settings.packs:
         command += ["--pack", pack]
     return EngineChoice(f"http://127.0.0.1:{port}", with_extra_args(command, environ))

@@ -55,7 +55,8 @@ def agent(
         comfyui=comfyui,
         command=command,
         builtin=settings.engine,
-        data_dir=data_dir,
+        # An instance's engine works on its service's files.
+        data_dir=settings.agent.storage or data_dir / "engine",
         environ=os.environ,
     )
     from easel.agent.serve import serve

@@ -27,6 +27,10 @@ class Folders:
     """``input``, ``output``, ``temp``, ``user``, ``models`` and ``custom_nodes`` below one base directory."""
 
     base: Path
+    output_directory: Path | None = None
+    """Instead of ``output`` below the base, as ComfyUI's --output-directory."""
+    temp_directory: Path | None = None
+    """Above ``temp``, instead of the base, as ComfyUI's --temp-directory."""
 
     @property
     def input(self) -> Path:
@@ -36,12 +40,12 @@ class Folders:
     @property
     def output(self) -> Path:
         """Where SaveImage writes."""
-        return self.base / "output"
+        return self.output_directory or self.base / "output"
 
     @property
     def temp(self) -> Path:
         """Where PreviewImage writes; emptied at start."""
-        return self.base / "temp"
+        return (self.temp_directory or self.base) / "temp"
 
     @property
     def user(self) -> Path:
@@ -71,9 +75,7 @@ class Folders:
 
         Raises KeyError for another type.
         """
-        if folder_type not in FOLDER_TYPES:
-            raise KeyError(folder_type)
-        return self.base / folder_type
+        return {"input": self.input, "output": self.output, "temp": self.temp}[folder_type]
 
     def annotated(self, name: str, default: str = "input") -> Path:
         """Resolve an annotated file name (``"sub/x.png [temp]"``).

@@ -91,7 +91,11 @@ async def running_engine(
 
     Raises ConfigurationError when the port is taken or a pack cannot be loaded.
     """
-    folders = Folders(settings.data_dir.absolute())
+    folders = Folders(
+        settings.data_dir.absolute(),
+        settings.output_directory and settings.output_directory.absolute(),
+        settings.temp_directory and settings.temp_directory.absolute(),
+    )
     await asyncio.to_thread(_prepare, folders)
     if registry is None:
         registry = await asyncio.to_thread(load_registry, settings.packs)

@@ -10,7 +10,7 @@ from pathlib import Path
 from aiohttp import web
 from PIL import Image
 
-from easel.engine.folders import FOLDER_TYPES, PathEscape, inside, split_annotation
+from easel.engine.folders import FOLDER_TYPES, Folders, PathEscape, inside, split_annotation
 from easel.engine.server.bodies import json_response
 from easel.engine.server.errors import EmptyAnswer, error_body
 from easel.engine.server.state import STATE
@@ -41,9 +41,7 @@ async def view(request: web.Request) -> web.StreamResponse:
     if "filename" not in query:
         raise EmptyAnswer(404)
     name, folder_type = split_annotation(query["filename"], query.get("type", "output"))
-    path = await asyncio.to_thread(
-        find, folders.base, name, folder_type, query.get("subfolder", "")
-    )
+    path = await asyncio.to_thread(find, folders, name, folder_type, query.get("subfolder", ""))
     headers = {"Content-Disposition": f'filename="{quoted(path.name)}"'}
     channel = query.get("channel", "")
     preview = query.get("preview")
@@ -67,7 +65,7 @@ async def view(request: web.Request) -> web.StreamResponse:
     return web.Response(body=body, content_type=kind, headers=headers)
 
 
-def find(base: Path, name: str, folder_type: str, subfolder: str) -> Path:
+def find(folders: Folders, name: str, folder_type: str, subfolder: str) -> Path:
     """Return the file a query names.
 
     Raises EmptyAnswer: 400 for a name that is empty, absolute or has ``..``, or an unknown type; 403 for a subfolder that
@@ -78,7 +76,7 @@ def find(base: Path, name: str, folder_type: str, subfolder: str) -> Path:
     if folder_type not in FOLDER_TYPES:
         raise EmptyAnswer(400)
     try:
-        path = inside(base / folder_type, subfolder, Path(name).name)
+        path = inside(folders.of_type(folder_type), subfolder, Path(name).name)
     except PathEscape:
         raise EmptyAnswer(403) from None
     try:

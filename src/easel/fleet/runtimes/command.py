@@ -65,10 +65,29 @@ def engine_command(
     # Two instances on one base directory would wipe each other's temp (comfyui.md 7); the database does not follow it.
     words += ["--temp-directory", str(own), "--disable-auto-launch"]
     words += ["--database-url", f"sqlite:///{own / 'comfyui.db'}"]
+    if shares_outputs(launch):
+        words += ["--output-directory", str(own / "output")]
     if launch.device is None or launch.device.startswith("cpu"):
         words.append("--cpu")
     words += [realise(word, mounts, launch.spec.port, port) for word in engine.arguments]
     return ["--", *words]
+
+
+def shares_outputs(launch: Launch) -> bool:
+    """Whether several instances save at a time: each counts its files by what lies in the folder, and would overwrite another's.
+
+    Outputs of tasks are copied into the service's storage anyway.
+    """
+    return launch.spec.edition != "standard"
+
+
+def engine_folders(launch: Launch, folder: Path) -> dict[str, str]:
+    """Return the variables that give the built-in engine folders of its own where instances share the data directory."""
+    own = folder / "engine"
+    found = {"EASEL_ENGINE__TEMP_DIRECTORY": str(own)}
+    if shares_outputs(launch):
+        found["EASEL_ENGINE__OUTPUT_DIRECTORY"] = str(own / "output")
+    return found
 
 
 def described(installation: Installation) -> str:

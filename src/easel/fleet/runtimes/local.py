@@ -22,7 +22,12 @@ import psutil
 from easel.errors import InstanceFailed
 from easel.fleet.runtime import Device, Handle, Launch, Vitals
 from easel.fleet.runtimes import detached
-from easel.fleet.runtimes.command import INSTANCE_FLAG, agent_command, engine_command
+from easel.fleet.runtimes.command import (
+    INSTANCE_FLAG,
+    agent_command,
+    engine_command,
+    engine_folders,
+)
 from easel.fleet.runtimes.devices import devices
 from easel.fleet.runtimes.preparing import environment
 from easel.services.folders import data_directory
@@ -141,6 +146,8 @@ class LocalRuntime:
                 max(1.0, launch.spec.termination_grace_seconds)
             ),
         }
+        if launch.spec.engine.kind == "builtin":
+            env |= engine_folders(launch, self._home / "instances" / launch.instance)
         if launch.device is not None and not launch.device.startswith("cpu"):
             env["CUDA_VISIBLE_DEVICES"] = launch.device
         # An agent reads its settings from its own flags and these variables, not from a file that lies about.
