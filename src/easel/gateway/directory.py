@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from easel.errors import EaselError
+from easel.errors import EaselError, ServiceNotFound
 from easel.gateway.limits import Limits
 from easel.services.model import Service, ServiceSpec
 from easel.services.store import ServiceStore
@@ -129,7 +129,11 @@ class Directory:
 
     async def _read(self) -> None:
         services = await self._store.all()
-        entries = {one.name: await self._entry(one) for one in services}
+        entries: dict[str, Entry] = {}
+        for one in services:
+            # One that was deleted since the look is not there.
+            with contextlib.suppress(ServiceNotFound):
+                entries[one.name] = await self._entry(one)
         if entries != self._entries:
             self._entries = entries
             self._hosts = _by_host(entries.values())
