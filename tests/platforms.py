@@ -138,14 +138,15 @@ class Platform:
         return Service(self, name, endpoint["token"])
 
     def descendants(self) -> list[psutil.Process]:
-        """Every process that belongs to this platform's home, wherever its parent is."""
+        """Every process that belongs to this platform's home, wherever its parent is, and all they started."""
         mark = str(self.home)
-        found = []
+        found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.pid != os.getpid() and any(mark in w for w in process.cmdline()):
-                    found.append(process)
-        return found
+                    family = [process, *process.children(recursive=True)]
+                    found |= {one.pid: one for one in family}
+        return list(found.values())
 
 
 class Service:

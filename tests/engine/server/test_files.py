@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from yarl import URL
 
+from easel.engine.folders import Folders
 from easel.engine.serve import RunningEngine
 from easel.engine.server.errors import EmptyAnswer
 from easel.engine.server.view import find
@@ -243,7 +244,7 @@ def test_view_never_leaves_its_folder(tmp_path: Path, name: str, subfolder: str)
     (base / "output").mkdir(parents=True, exist_ok=True)
     (tmp_path / "a").write_text("secret")
     with contextlib.suppress(EmptyAnswer):
-        assert base / "output" in find(base, name, "output", subfolder).parents
+        assert base / "output" in find(Folders(base), name, "output", subfolder).parents
 
 
 async def test_a_link_out_of_the_folder_is_not_followed(
