@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from easel import __version__
+from easel.cli.comfyui import comfyui
 from easel.cli.platform.commands import add_commands
 from easel.cli.platform.operations import add_operations
 from easel.cli.report import FAILED, INTERRUPTED, UsageError, report
@@ -281,6 +282,7 @@ def doctor(
 
 add_commands(app)
 add_operations(app)
+app.add_typer(comfyui, name="comfyui")
 
 
 @app.command()

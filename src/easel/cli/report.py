@@ -57,7 +57,7 @@ def describe(error: EaselError) -> list[str]:
         # One alone is what the message says already.
         lines += [f"  {line}" for line in found] if len(found) > 1 else []
     if error.log:
-        lines += ["the engine's last log lines:"]
+        lines += ["the last log lines:"]
         lines += [f"  | {line.rstrip()}" for line in error.log[-_LOG_LINES:]]
     if error.hint:
         lines.append(f"hint: {_one_line(error.hint)}")

@@ -64,5 +64,5 @@ def connected(command: Callable[..., int]) -> Callable[..., int]:
     with_flags.__signature__ = inspect.Signature([*kept, *added])  # type: ignore[attr-defined]
     with_flags.__annotations__ = {**hints, **_CONNECTION}
     with_flags.__annotations__.pop("where", None)
-    del with_flags.__wrapped__  # type: ignore[attr-defined]
+    del with_flags.__wrapped__
     return with_flags
