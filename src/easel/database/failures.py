@@ -18,7 +18,9 @@ _MEANINGS = (
         "choose another sslmode in the URL's options, or set up the server's certificate",
     ),
     (r"password|authentication", "check user name and password in the URL"),
+    (r"role .* does not exist", "create the user first, or check the name in the URL"),
     (r"database .* does not exist", "create the database first"),
+    (r"pg_hba", "let this machine in with the server's pg_hba.conf"),
     (
         r"permission denied|no schema has been selected",
         "grant the user the right to create and use tables",
@@ -30,13 +32,24 @@ _MEANINGS = (
     (r"not a database|file is encrypted", "the file is something else: choose another name"),
     (r"malformed|corrupt", "the file is damaged: restore it from a copy"),
     (r"unable to open", "check that the folder exists and Easel's user may write there"),
-    (r"too many (connections|clients)", "raise the server's connection limit"),
+    (r"too many (connections|clients)|connection slots", "raise the server's connection limit"),
     (
         r"connect|refused|starting up|shutting down|terminat|timed? ?out|timeout|resolve|name or service|closed",
         "start the database, or check host and port in the URL; Easel goes on when it is back",
     ),
 )
 """What a driver says → what to do."""
+
+
+_LASTING = re.compile(
+    r"password|authentication|does not exist|pg_hba|permission denied|no schema has been selected"
+    r"|invalid (connection option|port|integer value|sslmode)|bad value for|support ssl|certificate"
+)
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Tell whether a server refuses for good, as far as its words say: waiting does not help."""
+    return _LASTING.search(str(getattr(error, "orig", None) or error).lower()) is not None
 
 
 def described(url: sa.URL) -> str:

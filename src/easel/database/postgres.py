@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from psycopg.types.numeric import Int8Dumper
 
 from easel.database.connections import Connection, Connections
-from easel.database.failures import described, failure
+from easel.database.failures import described, failure, is_lasting
 from easel.errors import ConfigurationError, StoreFailed
 
 log = logging.getLogger(__name__)
@@ -42,12 +42,6 @@ MIGRATION_LOCK = 0x6561_7365_6C
 
 IN_EACH_OTHERS_WAY = frozenset({"40001", "40P01"})
 """Serialization failure, deadlock: nothing was done, and trying again helps."""
-_NOT_USABLE = ("28", "3D", "3F", "42", "0A", "22")
-"""Classes of errors when opening that waiting does not help against: who may come in, what there is, rights, syntax."""
-
-_REFUSED = ("check user", "create the", "correct the", "choose another sslmode")
-"""How `failures` begins its advice on what waiting does not help against either."""
-
 _SETTINGS = (
     # Every statement of the hot path has an index for its question: a plan that was made for small tables must not read them
     # all, however good that looked then.
@@ -110,10 +104,7 @@ class PostgresDatabase:
             await self._in_thread(self._open)
         except sa.exc.SQLAlchemyError as error:
             failed = self.failed(error)
-            state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-            # The server's refusals at the door carry no state, only words.
-            refused = (failed.hint or "").startswith(_REFUSED)
-            if state.startswith(_NOT_USABLE) or refused:
+            if is_lasting(error):
                 raise ConfigurationError(failed.message, hint=failed.hint) from error
             raise failed from error
 
@@ -179,7 +170,11 @@ class PostgresDatabase:
         connection = await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True)
         # One type for every number: else a statement is prepared anew for each size of its numbers.
         connection.adapters.register_dumper(int, Int8Dumper)
-        await connection.execute("; ".join(_SETTINGS))
+        try:
+            await connection.execute("; ".join(_SETTINGS))
+        except BaseException:
+            await connection.close()
+            raise
         self._planned[connection] = time.monotonic()
         return connection
 

@@ -93,7 +93,9 @@ task_results = sa.Table(
     sa.Column("uid", sa.Text, primary_key=True),
     sa.Column("result", sa.LargeBinary, nullable=False),
 )
-"""``{nodes, seeds, node_errors, error}`` as JSON: rewritten with progress, final with the end."""
+"""``{nodes, seeds, node_errors, error}`` as JSON: rewritten with progress, final with the end.
+
+On PostgreSQL an end is a line more, which changes the one before (`tasks.codec.joined`)."""
 
 task_events = sa.Table(
     "task_events",
