@@ -18,17 +18,23 @@ MOVES = 5
 
 
 class Line:
-    """Tasks wait here in order. ``finish`` is told how each ended."""
+    """Tasks wait here in order. ``finish`` is told how each ended.
+
+    ``moves``: how often a task is given to the engine again because its engine died of another one.
+    """
 
     def __init__(
         self,
         runner: Runner,
         max_attempts: int,
         finish: Callable[[Task, EaselError | None], Awaitable[None]],
+        *,
+        moves: int = MOVES,
     ) -> None:
         self._runner = runner
         self._max_attempts = max_attempts
         self._finish = finish
+        self._moves = moves
         self._waiting: deque[Task] = deque()
         self._filled = asyncio.Event()
         self._closed = False
@@ -89,7 +95,7 @@ class Line:
             try:
                 await self._runner.run(task)
             except EngineError as error:
-                if not task.cancelling and task.innocent and moves < MOVES:
+                if not task.cancelling and task.innocent and moves < self._moves:
                     moves += 1
                     task.record.attempt -= 1
                     log.warning("task %s goes back to the engine: %s", task.id, error)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
 
 import aiohttp
 
@@ -30,13 +31,16 @@ from easel.errors import (
     TaskTimeout,
 )
 from easel.settings import AgentSettings
-from easel.workflow.outputs import collect
+from easel.workflow.outputs import OutputItem, collect
 from easel.workflow.progress import ProgressTracker
 
 log = logging.getLogger(__name__)
 
 CANCEL_GRACE = 3.0
 """Seconds a cancelled prompt may take to end before its callers are told that it is cancelled."""
+
+
+Deliver: TypeAlias = Callable[[Task, OutputItem, dict[str, Any]], Awaitable[None]]
 
 
 class Runner:
@@ -50,10 +54,23 @@ class Runner:
         clock: Callable[[], int],
     ) -> None:
         self._settings = settings
+        self.deliver: Deliver | None = None
+        """Called with each output that was stored, and its entry; raises OutputFailed."""
+        self._timeout = settings.task_timeout
+        self._timeout_set_by = "the setting agent.task_timeout"
         self._link = link
         self._outputs = outputs
         self._clock = clock
         self._in_engine: set[Attempt] = set()
+
+    def limit(self, seconds: float | None, set_by: str) -> None:
+        """Let tasks that begin from now on run so long, unless the agent's own setting is shorter; None: that alone counts."""
+        self._timeout, self._timeout_set_by = (
+            self._settings.task_timeout,
+            "the setting agent.task_timeout",
+        )
+        if seconds is not None and (self._timeout is None or seconds < self._timeout):
+            self._timeout, self._timeout_set_by = seconds, set_by
 
     async def run(self, task: Task) -> None:
         """Run a task to its good end. Raises what it ended with otherwise; EngineError when it may be tried again."""
@@ -107,8 +124,8 @@ class Runner:
             if not await run.wait(self._settings.supervision.stop_grace):
                 await self._free_place(task)
             raise TaskTimeout(
-                f"the task ran longer than {self._settings.task_timeout:g} s",
-                hint="the limit is the setting agent.task_timeout",
+                f"the task ran longer than {self._timeout or 0:g} s",
+                hint=f"the limit is {self._timeout_set_by}",
                 node_id=node,
             ) from None
         except asyncio.CancelledError:
@@ -131,8 +148,8 @@ class Runner:
                 tracker.started(now)
                 task.record.state = "running"
                 task.record.started = task.record.started or now
-                if self._settings.task_timeout and task.limit and not task.cancelling:
-                    task.limit.reschedule(self._later(self._settings.task_timeout))
+                if self._timeout and task.limit and not task.cancelling:
+                    task.limit.reschedule(self._later(self._timeout))
             case ExecutionCached():
                 tracker.cached(event.nodes, now)
             case ProgressState():
@@ -159,6 +176,8 @@ class Runner:
                     entry = await store_output(
                         self._link.client, self._outputs, task.id, item, task.contents
                     )
+                    if self.deliver is not None:
+                        await self.deliver(task, item, entry)
                 else:
                     entry = value_entry(item)
                 entries.setdefault(item.node_id, []).append(entry)

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -21,7 +21,10 @@ from easel.agent.command import EngineChoice
 from easel.agent.engine_files import EngineUploader
 from easel.agent.first_request import FirstRequests
 from easel.agent.input_files import InputFiles
-from easel.agent.joining.start import join, output_folder
+from easel.agent.joining.client import LinkClient
+from easel.agent.joining.joining import gateway_session, output_folder, read_joining
+from easel.agent.joining.leaving import Leaving
+from easel.agent.joining.start import join
 from easel.agent.keeping import Keeping
 from easel.agent.link import EngineLink
 from easel.agent.output_files import OutputFiles
@@ -52,10 +55,8 @@ class RunningAgent:
     url: str
     port: int
     state: AgentState
-    ending: asyncio.Future[str] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    """Settles with the reason when the platform does not want the agent any more."""
+    member: LinkClient | None = None
+    """Its link to the platform that it has joined."""
 
 
 @contextlib.asynccontextmanager
@@ -64,18 +65,24 @@ async def running_agent(
     choice: EngineChoice,
     *,
     on_log: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> AsyncIterator[RunningAgent]:
     """Serve an agent on this event loop until the block ends; the engine may still be starting when it begins.
 
-    Raises ConfigurationError when the port is taken, the engine's command is wrong, or the store cannot be opened.
+    ``on_log`` gets the engine's lines, ``say`` ours for people. Raises ConfigurationError when the port is taken, the engine's
+    command is wrong, the store cannot be opened, or what is said of joining is wrong.
     """
     async with contextlib.AsyncExitStack() as stack:
         await asyncio.to_thread(_prepare, settings)
+        joining = None
+        if settings.join is not None:
+            joining = await asyncio.to_thread(read_joining, settings, choice.url)
+            http = await stack.enter_async_context(gateway_session(joining))
         store: ProgressStore = NoStore() if settings.join else open_store(settings)
         await store.open()
         stack.push_async_callback(store.close)
         outputs = OutputFiles(output_folder(settings))
-        await outputs.open()
+        await outputs.open(shared=settings.storage is not None)
         stack.push_async_callback(outputs.close)
         client = ComfyClient(choice.url, timeout=ENGINE_TIMEOUT)
         link = EngineLink(client, settings.supervision, _process(settings, choice, on_log))
@@ -86,11 +93,12 @@ async def running_agent(
         stack.push_async_callback(inputs.close)
         through = proxy.session()
         stack.push_async_callback(through.close)
+        engine = Runner(settings, link, outputs, now_ms)
         tasks = Tasks(
             settings,
             Keeping(store, settings.progress_interval),
             Admission(settings, link, inputs),
-            Runner(settings, link, outputs, now_ms),
+            engine,
         )
         state = AgentState(settings, tasks, link, outputs, through)
         first = FirstRequests()
@@ -111,13 +119,18 @@ async def running_agent(
         stack.push_async_callback(link.stop)
         await link.start()
         await tasks.open()
-        stack.push_async_callback(tasks.close)
-        running = RunningAgent(local_url(settings.host, port), port, state)
-        if settings.join is not None:
-            joined = join(settings, choice, tasks, link)
-            member = asyncio.create_task(joined.run(running.ending.set_result))
-            stack.callback(member.cancel)
-        yield running
+        url, member = local_url(settings.host, port), None
+        if joining is not None:
+            member = join(
+                joining, http, url, tasks=tasks, link=link, outputs=outputs, engine=engine, say=say
+            )
+            stack.push_async_callback(member.close)
+            stack.push_async_callback(tasks.close)
+            stack.callback(member.drain)
+            member.start()
+        else:
+            stack.push_async_callback(tasks.close)
+        yield RunningAgent(url, port, state, member)
 
 
 def _process(
@@ -157,13 +170,17 @@ def _engine_said(line: str) -> None:
 async def serve(
     settings: AgentSettings, choice: EngineChoice, *, announce: Callable[[str], None] = _say
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then drain, stop the engine, and return. Raises ConfigurationError."""
+    """Serve until SIGTERM or SIGINT, or until the platform that it joined wants it to end; then drain, stop the engine, return.
+
+    Raises ConfigurationError, also when the platform does not take the agent.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
-    async with running_agent(settings, choice, on_log=_engine_said) as agent:
+    leaving: Leaving | None = None
+    async with running_agent(settings, choice, on_log=_engine_said, say=announce) as agent:
         # What is there now stays: the collector need not look through it again, nor so often through what comes and goes.
         gc.collect()
         gc.freeze()
@@ -172,14 +189,21 @@ async def serve(
         watching = asyncio.create_task(_say_when_ready(agent, announce))
         stopped = asyncio.create_task(stop.wait())
         try:
-            ends: list[asyncio.Future[Any]] = [stopped, agent.ending]
+            ends: list[asyncio.Future[Any]] = [stopped]
+            if agent.member is not None:
+                ends.append(agent.member.left)
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             watching.cancel()
             stopped.cancel()
-        if agent.ending.done():
-            announce(f"leaving the platform: {agent.ending.result()}")
-        announce("stopping: running tasks may end first")
+        if agent.member is not None and agent.member.left.done():
+            leaving = agent.member.left.result()
+        if leaving is None:
+            announce("stopping: running tasks may end first")
+        elif leaving.error is None:
+            announce(f"stopping: {leaving.reason}")
+    if leaving is not None and leaving.error is not None:
+        raise leaving.error
 
 
 async def _say_when_ready(agent: RunningAgent, announce: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from easel.agent.admission import Admission
 from easel.agent.background import Background
 from easel.agent.keeping import Keeping
-from easel.agent.line import Line
+from easel.agent.line import MOVES, Line
 from easel.agent.record import FINISHED, TaskRecord, TaskRequest
 from easel.agent.runner import Runner
 from easel.agent.task import Listener, Task, settle
@@ -55,7 +55,10 @@ class Tasks:
         self._admission = admission
         self._runner = runner
         self._clock = clock
-        self._line = Line(runner, settings.max_attempts, self.finish)
+        # Where a joined agent's task runs again, and how often, is the platform's to say.
+        joined = settings.join is not None
+        attempts, moves = (1, 0) if joined else (settings.max_attempts, MOVES)
+        self._line = Line(runner, attempts, self.finish, moves=moves)
         self._tasks: dict[str, Task] = {}
         self._recovered = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []

@@ -174,14 +174,18 @@ def agent(
     name: Annotated[
         str | None, typer.Option(help="A name for people; the host's name by default.")
     ] = None,
+    engine_reachable: Annotated[
+        bool | None,
+        typer.Option(
+            "--engine-reachable/--engine-hidden",
+            help="With --join: whether the gateway reaches the engine by its URL. Default: if it is this machine.",
+        ),
+    ] = None,
     instance: Annotated[str | None, typer.Option(hidden=True)] = None,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> int:
     """Serve the agent in front of one engine: runs tasks, watches the engine, passes the rest through."""
     from easel.cli import servers
-
-    if join is not None and port is None:
-        port = 0
 
     return servers.agent(
         engine=engine,
@@ -199,6 +203,7 @@ def agent(
         token_file=token_file,
         storage=storage,
         name=name,
+        engine_reachable=engine_reachable,
         instance=instance,
     )
 

@@ -40,6 +40,10 @@ def agent(
 ) -> int:
     """Serve the agent; with ``USE_AGENT=0`` become the engine instead. Raises ConfigurationError."""
     settings = load(agent=given(**flags), engine=given(packs=packs))
+    if settings.agent.join is not None and "port" not in settings.agent.model_fields_set:
+        # Nobody calls it there: many of them may share a machine.
+        free = settings.agent.model_copy(update={"port": 0})
+        settings = settings.model_copy(update={"agent": free})
     from easel.agent.command import agent_wanted, choose, exec_engine
 
     data_dir = settings.agent.data_dir

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from easel.errors import FileNotFound, OutputFailed
+from easel.errors import BodyTooLarge, FileNotFound, OutputFailed
 from easel.storage.paths import PathEscape, inside
 from easel.workflow.outputs import OutputItem, media_type_of
 
@@ -29,6 +29,8 @@ _UNSAFE = re.compile(r"[^\w.\- ()]+")
 _HALF = ".part"
 _MAX_STEM = 120
 """Bytes kept of a file name; file systems allow 255 with everything that is added."""
+_MAX_NAME = 200
+"""Bytes of a name from outside."""
 _READ_PIECE = 3 * 256 * 1024
 
 
@@ -48,9 +50,12 @@ class OutputFiles:
         # One thread for the last (for most: the only) write of a file: more of them only wrest the interpreter from one another.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="easel-outputs")
 
-    async def open(self) -> None:
-        """Make the folder and remove half-written files of a dead agent. Called once, before anything else."""
-        await asyncio.to_thread(self._prepare)
+    async def open(self, *, shared: bool = False) -> None:
+        """Make the folder and remove half-written files of a dead agent. Called once, before anything else.
+
+        ``shared``: others write here, too, and half-written files may be theirs; they stay until their task's outputs go.
+        """
+        await asyncio.to_thread(self._prepare, shared)
 
     async def close(self) -> None:
         """Finish what is being written. Safe to call twice."""
@@ -110,6 +115,38 @@ class OutputFiles:
             "key": item.key,
         }
 
+    async def receive(
+        self, task_id: str, name: str, stream: AsyncIterable[bytes], limit: int
+    ) -> int:
+        """Take a file that an agent elsewhere has stored under this name already, and return its size in bytes.
+
+        It is there under its name when it is whole; one of that name is replaced. Raises `FileNotFound` for what is no name
+        of a file, `BodyTooLarge` beyond ``limit`` bytes, `OutputFailed`; errors of the stream pass; no half file stays.
+        """
+        folder = await asyncio.to_thread(self._receiving_folder, task_id, name)
+        half = _HalfFile(folder, name, mark=secrets.token_hex(4))
+        waiting: list[bytes] = []
+        waiting_size = size = 0
+        try:
+            async for chunk in stream:
+                size += len(chunk)
+                if size > limit:
+                    raise BodyTooLarge(f"the file is larger than {limit} bytes")
+                waiting.append(chunk)
+                waiting_size += len(chunk)
+                if waiting_size >= _BUFFER:
+                    await asyncio.to_thread(half.write, waiting)
+                    waiting, waiting_size = [], 0
+            return await asyncio.to_thread(half.finish, waiting)
+        except OSError as error:
+            raise OutputFailed(
+                f"output {name!r} cannot be stored: {error.strerror or error}",
+                hint="is the disk of the service's storage full or read-only?",
+            ) from error
+        finally:
+            if not half.finished:
+                await asyncio.shield(asyncio.to_thread(half.remove))
+
     async def read_base64(self, task_id: str, name: str, limit: int) -> str:
         """Return a stored file as padded base64.
 
@@ -132,8 +169,27 @@ class OutputFiles:
     def _task_folder(self, task_id: str) -> Path:
         return self._folder / _folder_name(task_id)
 
-    def _prepare(self) -> None:
+    def _receiving_folder(self, task_id: str, name: str) -> Path:
+        missing = FileNotFound("this is not the name of a file")
+        if not name or name.startswith(".") or "/" in name or "\\" in name:
+            raise missing
+        try:
+            folder = self._task_folder(task_id)
+            if inside(self._folder, folder.name) != self._folder.resolve() / folder.name:
+                raise missing  # a link
+            if (
+                len(os.fsencode(name)) > _MAX_NAME
+                or inside(folder, name).parent != folder.resolve()
+            ):
+                raise missing
+        except (OSError, UnicodeError, PathEscape):
+            raise missing from None
+        return folder
+
+    def _prepare(self, shared: bool) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
+        if shared:
+            return
         for left in self._folder.glob(f"*/.*{_HALF}"):
             left.unlink(missing_ok=True)
 
@@ -192,10 +248,11 @@ def value_entry(item: OutputItem) -> dict[str, Any]:
 class _HalfFile:
     """A file under a hidden name until it is whole. Every method blocks: for use in a thread."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *, mark: str = "") -> None:
+        """``mark`` keeps two apart that bring the same file."""
         self._folder = folder
         self._final = folder / name
-        self._path = folder / f".{name}{_HALF}"
+        self._path = folder / f".{name}{mark}{_HALF}"
         self._size = 0
         self._made = False
         # A cancelled task's thread may still be writing when the file is removed.

@@ -1,95 +1,124 @@
-"""What must reach the gateway: numbered, kept until it is acknowledged, sent again after a cut."""
+"""What is on its way to the gateway: what must arrive is numbered, kept until it is acknowledged, and sent again after a cut.
+
+The rest is sent once, if a connection is there. Of progress and previews only the latest waits for a slow connection.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import msgspec
 
 from easel.link import messages
-from easel.link.messages import FromAgent
+from easel.link.messages import FromAgent, Progressed
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of the connection."""
+
+    data: bytes
+    binary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    number: int
+    lease: str
+    data: bytes
 
 
 class Outbox:
-    """Messages on their way. Numbers grow by one within a boot."""
+    """Messages on their way. Numbers grow by one within a boot; a lease names the attempt that a message is about."""
 
     def __init__(self) -> None:
-        self._next = 1
-        self._kept: deque[tuple[int, str, bytes]] = deque()
-        """Numbered messages that were not acknowledged: number, uid, coded."""
+        self._number = 0
+        self._kept: deque[_Kept] = deque()
+        """Numbered messages that were not acknowledged."""
         self._unsent: deque[bytes] = deque()
-        self._progress: dict[str, bytes] = {}
-        """The latest progress of each task that was not sent yet."""
-        self._preview: dict[str, bytes] = {}
+        self._progress: dict[str, Progressed] = {}
+        self._previews: dict[str, bytes] = {}
         self.news = asyncio.Event()
-        self._stored = asyncio.Event()
+        """Set when there is something to send."""
+        self._acknowledged = asyncio.Event()
 
-    def keep(self, uid: str, make: Callable[[int], FromAgent]) -> None:
-        """Send a message until it is acknowledged; ``make`` gets its number. What progress waits is overtaken by it."""
-        number, self._next = self._next, self._next + 1
-        coded = messages.encode(make(number))
-        pending = self._progress.pop(uid, None)
-        if pending is not None:
-            self._unsent.append(pending)
-        self._kept.append((number, uid, coded))
-        self._unsent.append(coded)
+    def keep(self, lease: str, make: Callable[[int], FromAgent]) -> None:
+        """Send a message until it is acknowledged; ``make`` gets its number. Progress that waits goes before it."""
+        self._number += 1
+        data = messages.encode(make(self._number))
+        self._flush_progress(lease)
+        self._kept.append(_Kept(self._number, lease, data))
+        self._unsent.append(data)
         self.news.set()
 
     def say(self, message: FromAgent) -> None:
-        """Send a message once, if a connection is there."""
+        """Send a message once."""
         self._unsent.append(messages.encode(message))
         self.news.set()
 
-    def progress(self, message: messages.Progressed) -> None:
-        """Send progress; a newer one of the same task takes the place of one that waits."""
-        self._progress[message.uid] = messages.encode(message)
+    def progress(self, message: Progressed) -> None:
+        """Send progress once. It is joined to what waits of the same attempt: no node's change is lost."""
+        before = self._progress.get(message.lease)
+        if before is not None:
+            message = msgspec.structs.replace(
+                message,
+                nodes={**before.nodes, **message.nodes},
+                border=before.border or message.border,
+            )
+        self._progress[message.lease] = message
         self.news.set()
 
-    def preview(self, uid: str, frame: bytes) -> None:
-        """Send a preview; a newer one of the same task takes the place of one that waits."""
-        self._preview[uid] = frame
+    def preview(self, lease: str, frame: bytes) -> None:
+        """Send a preview once; it takes the place of one that waits."""
+        self._previews[lease] = frame
         self.news.set()
 
     def acknowledged(self, number: int) -> None:
         """Everything up to a number is stored."""
-        while self._kept and self._kept[0][0] <= number:
+        while self._kept and self._kept[0].number <= number:
             self._kept.popleft()
         self._wake()
 
-    async def stored(self, uid: str) -> None:
-        """Wait until everything that was said of a task is stored, or was forgotten."""
-        while any(one[1] == uid for one in self._kept):
-            await self._stored.wait()
+    async def stored(self, lease: str) -> None:
+        """Wait until everything that was said of an attempt is stored or forgotten."""
+        while any(one.lease == lease for one in self._kept):
+            await self._acknowledged.wait()
 
-    def _wake(self) -> None:
-        self._stored.set()
-        self._stored = asyncio.Event()
-
-    def forget(self, uid: str) -> None:
-        """Drop what was to be said of a task that is somebody else's by now."""
-        self._kept = deque(one for one in self._kept if one[1] != uid)
-        self._progress.pop(uid, None)
-        self._preview.pop(uid, None)
+    def forget(self, lease: str) -> None:
+        """Drop what was to be said of an attempt: its task is somebody else's by now."""
+        gone = {one.data for one in self._kept if one.lease == lease}
+        self._kept = deque(one for one in self._kept if one.lease != lease)
+        self._unsent = deque(data for data in self._unsent if data not in gone)
+        self._progress.pop(lease, None)
+        self._previews.pop(lease, None)
         self._wake()
 
-    @property
-    def unacknowledged(self) -> bool:
-        """Whether something must still reach the gateway."""
-        return bool(self._kept)
-
     def reconnected(self) -> None:
-        """A new connection is there: begin with what was not acknowledged."""
-        self._unsent = deque(coded for _, _, coded in self._kept)
+        """A new connection is there: begin with what was not acknowledged. What else waited, the next message tells better."""
+        self._unsent = deque(one.data for one in self._kept)
         self._progress.clear()
-        self._preview.clear()
+        self._previews.clear()
         self.news.set()
 
-    def take(self) -> list[bytes | str]:
-        """Return what is to be sent now: text messages as text, previews as bytes."""
-        out: list[bytes | str] = [one.decode() for one in self._unsent]
-        out += [one.decode() for one in self._progress.values()]
-        out += self._preview.values()
-        self._unsent.clear()
-        self._progress.clear()
-        self._preview.clear()
-        return out
+    def take(self) -> Iterator[Frame]:
+        """Yield what is to be sent, in order; what comes meanwhile is yielded, too."""
+        self.news.clear()
+        while self._unsent or self._progress or self._previews:
+            while self._unsent:
+                yield Frame(self._unsent.popleft())
+            if self._progress:
+                self._flush_progress(next(iter(self._progress)))
+            elif self._previews:
+                yield Frame(self._previews.pop(next(iter(self._previews))), binary=True)
+
+    def _flush_progress(self, lease: str) -> None:
+        waiting = self._progress.pop(lease, None)
+        if waiting is not None:
+            self._unsent.append(messages.encode(waiting))
+
+    def _wake(self) -> None:
+        self._acknowledged.set()
+        self._acknowledged = asyncio.Event()

@@ -1,72 +1,53 @@
-"""What the settings say of joining a platform."""
+"""An agent becomes an instance of a platform."""
 
 from __future__ import annotations
 
-import ipaddress
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable
 
-from yarl import URL
+import aiohttp
 
-from easel.agent.command import EngineChoice
-from easel.agent.joining.client import Joining, LinkClient
+from easel.agent.joining.client import LinkClient
+from easel.agent.joining.desk import Desk
+from easel.agent.joining.engine_watch import EngineWatch
+from easel.agent.joining.joining import Joining
+from easel.agent.joining.outbox import Outbox
+from easel.agent.joining.uploads import Uploads
 from easel.agent.link import EngineLink
+from easel.agent.output_files import OutputFiles
+from easel.agent.runner import Runner
 from easel.agent.tasks import Tasks
-from easel.errors import ConfigurationError
-from easel.settings import AgentSettings
-
-
-def output_folder(settings: AgentSettings) -> Path:
-    """Return the folder below which outputs are stored: the service's storage, where it is at hand."""
-    return settings.storage / "easel" if settings.storage is not None else settings.data_dir
-
-
-def read_token(settings: AgentSettings) -> str:
-    """Return the token to join with. Raises ConfigurationError."""
-    token = settings.token
-    if settings.token_file is not None:
-        try:
-            token = settings.token_file.read_text().strip()
-        except OSError as error:
-            raise ConfigurationError(
-                f"the token file {settings.token_file} cannot be read: {error.strerror}"
-            ) from error
-    if not token:
-        raise ConfigurationError(
-            "no token to join with",
-            hint="--token or --token-file; `easel join-token SERVICE` prints a service's",
-        )
-    return token
 
 
 def join(
-    settings: AgentSettings, choice: EngineChoice, tasks: Tasks, link: EngineLink
+    joining: Joining,
+    http: aiohttp.ClientSession,
+    url: str,
+    *,
+    tasks: Tasks,
+    link: EngineLink,
+    outputs: OutputFiles,
+    engine: Runner,
+    say: Callable[[str], None],
 ) -> LinkClient:
-    """Return the client that makes the agent an instance. Raises ConfigurationError."""
-    assert settings.join is not None
-    url = URL(settings.join)
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigurationError(
-            f"--join {settings.join!r} is not a gateway's URL", hint="such as http://gateway:8500"
-        )
-    reachable = settings.engine_reachable
-    if reachable is None:
-        reachable = _is_this_machine(url.host)
-    joining = Joining(
-        url=settings.join,
-        token=read_token(settings),
-        instance=settings.instance,
-        name=settings.name,
-        storage=settings.storage,
-        capacity=settings.in_engine,
-        engine_url=choice.url if reachable else None,
-        device=settings.device,
-        orphan_timeout=settings.orphan_timeout,
+    """Return the client, not started yet, that makes the agent at ``url`` an instance."""
+    if joining.engine_url is not None:
+        joining = dataclasses.replace(joining, agent_url=url)
+    outbox = Outbox()
+    watch = EngineWatch(link, outbox)
+    discard = None if joining.shares_storage else outputs.delete
+    desk = Desk(tasks, outbox, engine_ready=watch.ready, discard=discard)
+    if not joining.shares_storage:
+        engine.deliver = Uploads(http, joining.url, outputs, desk.lease_of)
+    return LinkClient(
+        joining,
+        http,
+        desk=desk,
+        outbox=outbox,
+        link=link,
+        watch=watch,
+        on_welcome=lambda welcome: engine.limit(
+            welcome.task_timeout, "the service's longest execution of a task"
+        ),
+        say=say,
     )
-    return LinkClient(joining, tasks, link)
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
