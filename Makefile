@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types pytest format test-comfyui bench clean
+.PHONY: help run test lint types pytest format test-comfyui bench chaos clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -26,7 +26,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) -e '.[frontend,mysql,postgres,dev]'
 	@touch $@ $(VENV)/.run
 
-run: $(VENV)/.run ## agent, built-in engine, and an example workflow on an example photograph (ARGS=--once ends after it)
+run: $(VENV)/.run ## a platform, a service, and an example workflow on an example photograph (ARGS=--once ends after it)
 	@$(BIN)/easel demo $(ARGS)
 
 test: lint types pytest ## everything that needs no special hardware
@@ -50,8 +50,14 @@ test-comfyui: $(VENV)/.dev ## the tests against a real ComfyUI: COMFYUI=<its fol
 	  { echo "usage: make test-comfyui COMFYUI=<folder of ComfyUI> PYTHON=<its interpreter>"; exit 2; }
 	EASEL_COMFYUI="$(COMFYUI)" EASEL_COMFYUI_PYTHON="$(PYTHON)" $(BIN)/pytest -m real_comfyui --timeout 600 $(ARGS)
 
-bench: $(VENV)/.dev ## the agent against a direct client, as ratios
+bench: $(VENV)/.dev ## speed as ratios: agent, queue, gateway (needs nginx and wrk), platform
 	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m tests.bench.lives
+	$(BIN)/python -m tests.bench.proxy
+	$(BIN)/python -m tests.bench.platform
+
+chaos: $(VENV)/.dev ## everything killed at random while 2,000 tasks run (SEED=... for another course)
+	EASEL_CHAOS_TASKS=2000 EASEL_CHAOS_SEED=$(or $(SEED),20261123) $(BIN)/pytest tests/chaos --timeout 1800 $(ARGS)
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
