@@ -5,31 +5,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import ipaddress
 import logging
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
+from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from easel.errors import BadRequest, EaselError, InstanceNotFound, LeaseLost, StoreFailed
-from easel.fleet.members import Holding, Member, Members
+from easel.errors import EaselError, InstanceNotFound, LeaseLost, StoreFailed
+from easel.fleet.conversation import Conversations, lease_of
+from easel.fleet.credentials import bearer, identify
+from easel.fleet.members import DRAINING, Holding, Member, Members
+from easel.fleet.tunnel import Tunnels
+from easel.fleet.uploads import Uploads
 from easel.link import messages
-from easel.link.messages import FromAgent, Hello
-from easel.services.model import Instance
+from easel.link.messages import Hello
+from easel.services.model import Instance, Service
 from easel.services.status import ENGINE_FAILED, LINK_LOST
 from easel.services.store import ServiceStore
-from easel.services.tokens import same_token, token_hash
-from easel.tasks.model import Ending, Lease, Progress
+from easel.storage.outputs import OutputFiles
 from easel.tasks.tasks import Tasks, now_ms
 
 log = logging.getLogger(__name__)
 
-HELLO_TIMEOUT = 30.0
+HELLO_TIMEOUT = 10.0
+"""Seconds an agent has for its first message."""
+LAST_WORDS = 5.0
+"""Seconds a closing connection has for what is still to be sent."""
+MOST_JOINED = 256
+"""Instances of a service that came by themselves."""
+MAX_OUTPUT_BYTES = 2 * 1024**3
+_GONE = (RuntimeError, OSError, WebSocketDisconnect)
 
 
 class Refused(Exception):
-    """The connection is closed with a code of `messages.CLOSES`."""
+    """The connection is closed with a code, of `messages.CLOSES` where the agent is to mind it."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -37,7 +50,7 @@ class Refused(Exception):
 
 
 class AgentLink:
-    """Takes agents in."""
+    """Takes agents in. ``outputs``: a service's stored outputs, for agents that upload theirs."""
 
     def __init__(
         self,
@@ -46,54 +59,97 @@ class AgentLink:
         store: ServiceStore,
         *,
         publish: Callable[[str], None],
+        outputs: Callable[[str], OutputFiles] | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
         clock: Callable[[], int] = now_ms,
+        hello_timeout: float = HELLO_TIMEOUT,
     ) -> None:
         self._members = members
         self._tasks = tasks
         self._store = store
         self._publish = publish
         self._clock = clock
+        self._hello_timeout = hello_timeout
+        self._noting = asyncio.Lock()
+        self._tunnels = Tunnels()
+        self._uploads = Uploads(members, store, outputs, max_output_bytes)
+        self._conversations = Conversations(
+            members,
+            tasks,
+            publish=publish,
+            note=self._note,
+            discard=self._uploads.discard,
+            clock=clock,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Serve one connection or upload."""
+        path: str = scope["path"]
+        if scope["type"] == "http":
+            if path.startswith(messages.FILES_PATH + "/"):
+                await self._uploads.serve(scope, receive, send)
+                return
+            here = path == messages.PATH
+            said = "agents dial this with a WebSocket" if here else "not found"
+            await PlainTextResponse(said, 426 if here else 404)(scope, receive, send)
+            return
         socket = WebSocket(scope, receive, send)
-        await socket.accept()
+        if path.startswith(messages.TUNNEL_PATH + "/"):
+            await self._tunnels.serve(socket, path.rpartition("/")[2])
+        elif path == messages.PATH:
+            await self._serve(socket)
+        else:
+            await socket.close()
+
+    async def _serve(self, socket: WebSocket) -> None:
+        code, reason = 1001, ""
         try:
             member = await self._welcome(socket)
         except Refused as refused:
-            with contextlib.suppress(RuntimeError, OSError, WebSocketDisconnect):
-                await socket.close(refused.code, str(refused))
-            return
-        except (WebSocketDisconnect, KeyError):
+            code, reason = refused.code, str(refused)
+        except WebSocketDisconnect:
             return
         except EaselError as error:
             log.warning("an agent was not taken in: %s", error)
-            with contextlib.suppress(RuntimeError, OSError, WebSocketDisconnect):
-                await socket.close(1001 if isinstance(error, StoreFailed) else 1008, error.message)
-            return
-        await self._serve(socket, member)
+            code = 1001 if isinstance(error, StoreFailed) else 1008
+            reason = error.message
+        else:
+            try:
+                code, reason = await self._converse(socket, member)
+            finally:
+                member.gone.set()
+        with contextlib.suppress(*_GONE):
+            # A close frame has room for 123 bytes.
+            await socket.close(code, reason.encode()[:120].decode(errors="ignore"))
 
     # The beginning.
 
     async def _welcome(self, socket: WebSocket) -> Member:
-        token = socket.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        try:
-            async with asyncio.timeout(HELLO_TIMEOUT):
-                hello = messages.from_agent(await socket.receive_text())
-        except TimeoutError:
-            raise Refused(1008, "no hello") from None
-        if not isinstance(hello, Hello):
-            raise BadRequest("the first message must be a hello")
-        instance = await self._instance(hello, token)
+        """Hear who it is, and what it holds. Raises Refused, StoreFailed, BadRequest."""
+        found = await identify(self._store, bearer(socket.scope["headers"]))
+        await socket.accept()
+        if found is None:
+            raise Refused(4401, "the token is wrong")
+        hello = await self._hello(socket)
         if hello.version != messages.VERSION:
-            raise Refused(4426, f"this gateway speaks version {messages.VERSION}")
-        if instance.target != "running":
-            raise Refused(4403, "the instance is not wanted any more")
-        member = Member(instance.id, instance.service, hello, socket)
-        revision = await self._store.revision(instance.service, instance.revision)
-        before = self._members.get(instance.id)
-        if before is not None:
-            before.close(4409, "replaced by another connection")
+            raise Refused(4426, f"this gateway speaks version {messages.VERSION} of the link")
+        if isinstance(found, Service):
+            if hello.instance is not None:
+                raise Refused(4401, "the token is not this instance's")
+            service = found
+            instance = await self._joined(service, hello)
+        else:
+            if hello.instance != found.id:
+                raise Refused(4401, "the token is another instance's")
+            instance = found
+            service = await self._store.get(instance.service)
+        unwanted = instance.target != "running"
+        if unwanted and not hello.held:
+            raise Refused(DRAINING, "the instance is not wanted any more")
+        revision = await self._store.revision(service.name, instance.revision)
+        before = await self._displace(instance.id)
+        url = _callable_url(hello.engine_url, socket.scope)
+        member = Member(instance.id, instance.service, hello, socket, engine_url=url)
         await self._hold(member, before)
         settings = self._tasks.settings
         member.send(
@@ -105,201 +161,197 @@ class AgentLink:
                 task_timeout=revision.spec.task_timeout_seconds,
             )
         )
-        self._members.add(member)
-        await self._note(member)
+        for uid in member.holds:
+            wanted = self._tasks.wants_previews(uid)
+            member.send(messages.Watch(uid=uid, previews=wanted))
+        if unwanted:
+            member.unwanted = True
+            member.drain()
+            member.leave_if_done()
         return member
 
-    async def _instance(self, hello: Hello, token: str) -> Instance:
-        """Find whose token it is. Raises Refused."""
-        if hello.instance is not None:
-            try:
-                instance = await self._store.instance(hello.instance)
-            except InstanceNotFound:
-                raise Refused(4401, "the token is wrong") from None
-            if not same_token(token_hash(token), instance.token_hash):
-                raise Refused(4401, "the token is wrong")
-            return instance
-        for service in await self._store.all():
-            if same_token(token, service.join_token):
-                return await self._joined(service.name, service.revision, hello)
-        raise Refused(4401, "the token is wrong")
-
-    async def _joined(self, service: str, revision: int, hello: Hello) -> Instance:
-        """The row of an agent that came by itself; a name has one row."""
-        digest = hashlib.sha256(f"{service}\0{hello.name}".encode()).hexdigest()[:12]
-        instance_id = f"joined-{digest}"
-        now = self._clock()
+    async def _hello(self, socket: WebSocket) -> Hello:
         try:
-            return await self._store.instance(instance_id)
+            async with asyncio.timeout(self._hello_timeout):
+                message = await socket.receive()
+        except TimeoutError:
+            raise Refused(1008, "no hello") from None
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        hello = messages.from_agent(message.get("text") or "")
+        if not isinstance(hello, Hello):
+            raise Refused(1008, "the first message must be a hello")
+        return hello
+
+    async def _displace(self, instance: str) -> Member | None:
+        """End an earlier connection of the same instance, all that it does; return it, or one that left before."""
+        before = None
+        while (current := self._members.get(instance)) is not None:
+            before = current
+            current.close(4409, "replaced by another connection")
+            await current.gone.wait()
+        return self._members.take_departed(instance) or before
+
+    async def _joined(self, service: Service, hello: Hello) -> Instance:
+        """The row of an agent that came by itself; a name has one row. Raises Refused."""
+        if service.target != "running":
+            raise Refused(DRAINING, f"the service is {service.target}")
+        digest = hashlib.sha256(f"{service.name}\0{hello.name}".encode()).hexdigest()[:12]
+        instance_id = f"joined-{digest}"
+        try:
+            instance = await self._store.instance(instance_id)
         except InstanceNotFound:
-            instance = Instance(
-                id=instance_id,
-                service=service,
-                revision=revision,
-                runtime="joined",
-                status="starting",
-                device=hello.device,
-                created=now,
-                started=now,
-                updated=now,
-                handle={"name": hello.name},
-            )
-            await self._store.add_instance(instance)
-            return instance
+            return await self._new(service, instance_id, hello)
+        if (
+            instance.target != "running"
+        ):  # it was away for too long: its row goes, and it may come anew
+            raise Refused(1001, "the instance is being removed; come again")
+        if instance.revision != service.revision:
+            return await self._store.change_instance(instance_id, revision=service.revision)
+        return instance
+
+    async def _new(self, service: Service, instance_id: str, hello: Hello) -> Instance:
+        others = await self._store.instances(service.name)
+        if sum(one.runtime == "joined" for one in others) >= MOST_JOINED:
+            raise Refused(1013, f"{MOST_JOINED} agents have joined the service already")
+        now = self._clock()
+        instance = Instance(
+            id=instance_id,
+            service=service.name,
+            revision=service.revision,
+            runtime="joined",
+            status="starting",
+            device=(hello.device or "")[:200] or None,
+            created=now,
+            started=now,
+            updated=now,
+            handle={"name": hello.name[:200]},
+        )
+        await self._store.add_instance(instance)
+        return instance
 
     async def _hold(self, member: Member, before: Member | None) -> None:
-        """Take over what the agent says it has; what an earlier boot had and this one has not goes back at once."""
-        for held in member.hello.held:
-            lease = Lease(uid=held.uid, token=held.lease)
-            with contextlib.suppress(LeaseLost):
-                await self._tasks.hold(lease)
-                member.holds[held.uid] = Holding(lease)
+        """Take over what the agent says it has, if the store says so too; what it should have and has not goes back."""
+        said = {held.uid: held for held in member.hello.held}
+        earlier = before.holds if before is not None else {}
         for task in await self._tasks.store.held(member.service):
-            if task.instance != member.instance or task.uid in member.holds:
+            if task.instance != member.instance:
                 continue
-            forgotten = before.holds.get(task.uid) if before is not None else None
-            if (
-                forgotten is not None
-                and before is not None
-                and before.hello.boot != member.hello.boot
-            ):
+            if task.uid in said:
+                lease = lease_of(said[task.uid])
                 with contextlib.suppress(LeaseLost):
-                    await self._tasks.give_back(
-                        forgotten.lease, "its agent was started anew", counted=forgotten.began
-                    )
+                    await self._tasks.hold(lease)
+                    holding = member.holds[task.uid] = Holding(lease, task.attempt)
+                    holding.began, holding.sent = task.state == "running", True
+            elif before is not None and task.uid in earlier:
+                await self._take_back(earlier[task.uid], before, member)
+
+    async def _take_back(self, lost: Holding, before: Member, now: Member) -> None:
+        """A task did not survive a cut, or its agent: another may have it at once."""
+        if before.hello.boot == now.hello.boot:
+            reason, counted = "it did not reach its agent", lost.sent
+        else:
+            # The one that ran is to blame; where none did, any of them.
+            nobody = not any(one.began for one in before.holds.values())
+            reason, counted = "its agent was started anew", lost.began or (nobody and lost.sent)
+        with contextlib.suppress(LeaseLost):
+            await self._tasks.give_back(lost.lease, reason, counted=counted)
 
     # The conversation.
 
-    async def _serve(self, socket: WebSocket, member: Member) -> None:
+    async def _converse(self, socket: WebSocket, member: Member) -> tuple[int, str]:
+        """Be connected until either side ends it; returns with what the connection is to be closed."""
         extra = {"service": member.service, "instance": member.instance}
         log.info("agent %s connected", member.hello.name, extra=extra)
-        reader = asyncio.create_task(self._read(socket, member))
-        writer = asyncio.create_task(member.write())
         code, reason = 1001, ""
-        try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            if reader.done() and not reader.cancelled() and reader.exception() is not None:
-                error = reader.exception()
-                log.warning("agent dropped: %s", error, extra=extra)
-                code, reason = 1001 if isinstance(error, StoreFailed) else 1008, str(error)[:100]
-            if member.closing is not None:
-                code, reason = member.closing
-        finally:
-            for one in (reader, writer):
-                one.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
-            member.close(code, reason)
-            if self._members.remove(member):
-                with contextlib.suppress(EaselError):
-                    await self._note(member, gone=True)
-        with contextlib.suppress(RuntimeError, OSError, WebSocketDisconnect):
-            await socket.close(code, reason)
+        async with self._tunnels.to(member):
+            replaced = self._members.add(member)
+            if replaced is not None:
+                replaced.close(4409, "replaced by another connection")
+            reader = asyncio.create_task(self._heard(socket, member))
+            writer = asyncio.create_task(member.write())
+            closed = asyncio.create_task(member.closed.wait())
+            parts = (reader, writer, closed)
+            try:
+                await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                if member.closing is not None:
+                    code, reason = member.closing
+                    if code != 4409:
+                        await asyncio.wait({writer}, timeout=LAST_WORDS)
+                elif reader.done() and (error := reader.exception()) is not None:
+                    log.warning("agent dropped: %s", error or type(error).__name__, extra=extra)
+                    lasting = not isinstance(error, (StoreFailed, TimeoutError))
+                    code, reason = 1008 if lasting else 1001, str(error)
+            finally:
+                for one in parts:
+                    one.cancel()
+                await asyncio.gather(*parts, return_exceptions=True)
+                member.close(code, reason)
+                if self._members.remove(member):
+                    await self._conversations.left(member)
+                    with contextlib.suppress(EaselError):
+                        await self._note(member.instance, code)
+        log.info("agent %s left", member.hello.name, extra=extra)
+        return code, reason
 
-    async def _read(self, socket: WebSocket, member: Member) -> None:
-        """Read until the agent leaves. Raises what its messages came to."""
-        while True:
-            async with asyncio.timeout(self._tasks.settings.lease_seconds):
-                message = await socket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            data = message.get("bytes")
-            if data is not None:
-                head, image = messages.read_preview(data)
-                if head.uid in member.holds:
-                    self._tasks.preview(head.uid, head, image)
-                continue
-            said = messages.from_agent(message["text"])
-            if said is not None:
-                await self._take(member, said)
-
-    async def _take(self, member: Member, said: FromAgent) -> None:
-        match said:
-            case messages.Report():
-                member.engine = said.engine
-                self._members.changed(member)
-                await self._note(member)
-            case messages.Renew():
-                await self._renew(member, said)
-            case messages.Started():
-                lease = Lease(uid=said.uid, token=said.lease)
-                if said.uid in member.holds:
-                    member.holds[said.uid].began = True
-                await self._written(member, said.n, self._tasks.start(lease, said.at))
-            case messages.Progressed():
-                lease = Lease(uid=said.uid, token=said.lease)
-                progress = Progress(
-                    percent=said.percent, current_node=said.current_node, nodes=said.nodes
-                )
-                with contextlib.suppress(LeaseLost):
-                    await self._tasks.progress(lease, progress, border=said.border)
-            case messages.Finished():
-                self._release(member, said.uid, said.lease)
-                ending = Ending(
-                    state=said.state,
-                    ended=said.ended,
-                    started=said.started,
-                    nodes=said.nodes,
-                    node_errors=said.node_errors,
-                    error=said.error,
-                )
-                lease = Lease(uid=said.uid, token=said.lease)
-                await self._written(member, said.n, self._tasks.finish(lease, ending))
-            case messages.Returned():
-                self._release(member, said.uid, said.lease)
-                lease = Lease(uid=said.uid, token=said.lease)
-                back = self._tasks.give_back(lease, said.reason, counted=said.counted)
-                await self._written(member, said.n, back)
-
-    def _release(self, member: Member, uid: str, lease: str) -> None:
-        holding = member.holds.get(uid)
-        if holding is not None and holding.lease.token == lease:
-            del member.holds[uid]
-            self._publish(f"queue:{member.service}")
-
-    async def _written(self, member: Member, n: int, write: Any) -> None:
-        """Do a write and acknowledge it; one whose lease is lost is somebody else's business, and done with as well."""
-        try:
-            await write
-        except LeaseLost as error:
-            log.info("an outdated message was dropped: %s", error)
-        member.send(messages.Acknowledge(n=n))
-
-    async def _renew(self, member: Member, said: messages.Renew) -> None:
-        leases = [Lease(uid=held.uid, token=held.lease) for held in said.held]
-        lost, cancelling = await self._tasks.renew(leases) if leases else ([], [])
-        for lease in lost:
-            self._release(member, lease.uid, lease.token)
-        member.send(messages.Renewed(lost=[lease.uid for lease in lost]))
-        for uid in cancelling:
-            if uid in member.holds:
-                lease = member.holds[uid].lease
-                member.send(messages.Cancel(uid=uid, lease=lease.token))
+    async def _heard(self, socket: WebSocket, member: Member) -> None:
+        await self._note(member.instance)
+        await self._conversations.read(socket, member)
 
     # What the controller and operators see.
 
-    async def _note(self, member: Member, *, gone: bool = False) -> None:
-        """Write into the instance's row how it does. Raises StoreFailed."""
-        now = self._clock()
-        try:
-            row = await self._store.instance(member.instance)
-        except InstanceNotFound:
-            return
-        if gone and member.closing is not None and member.closing[0] == 4403:
-            return
-        ready = member.engine.ready and not gone
-        status = "ready" if ready else "unready" if row.ready_at is not None else "starting"
-        error: dict[str, Any] = {} if ready else member.engine.error or {}
-        given_up = member.engine.state == "failed"
-        reason = ENGINE_FAILED if given_up else str(error.get("code", ""))
-        fields = {
-            "status": status,
-            "reason": "" if ready else LINK_LOST if gone else reason,
-            "message": "the link to its agent is cut" if gone else str(error.get("message", "")),
-        }
-        if row.status in ("starting", "ready", "unready") and any(
-            getattr(row, name) != value for name, value in fields.items()
-        ):
-            if ready and row.ready_at is None:
-                fields["ready_at"] = now  # type: ignore[assignment]
-            await self._store.change_instance(member.instance, **fields)
-            self._publish("fleet")
+    async def _note(self, instance: str, left_with: int = 0) -> None:
+        """Write into an instance's row how it does now. Raises StoreFailed."""
+        async with self._noting:
+            try:
+                row = await self._store.instance(instance)
+            except InstanceNotFound:
+                return
+            member = self._members.get(instance)
+            if member is None and left_with == DRAINING:
+                return
+            fields = _condition(member, row)
+            if row.status not in ("starting", "ready", "unready") or all(
+                getattr(row, name) == value for name, value in fields.items()
+            ):
+                return
+            if fields["status"] == "ready" and row.ready_at is None:
+                fields["ready_at"] = self._clock()
+            with contextlib.suppress(InstanceNotFound):
+                await self._store.change_instance(instance, **fields)
+        self._publish("fleet")
+
+
+def _condition(member: Member | None, row: Instance) -> dict[str, Any]:
+    """Return how an instance does, in the words of its row."""
+    if member is not None and member.engine.ready:
+        return {"status": "ready", "reason": "", "message": ""}
+    fields = {"status": "unready" if row.ready_at is not None else "starting"}
+    if member is None:
+        return {**fields, "reason": LINK_LOST, "message": "the link to its agent is cut"}
+    error = member.engine.error or {}
+    given_up = member.engine.state == "failed"
+    reason = ENGINE_FAILED if given_up else str(error.get("code", ""))[:100]
+    return {**fields, "reason": reason, "message": str(error.get("message", ""))[:2000]}
+
+
+def _callable_url(url: str | None, scope: Scope) -> str | None:
+    """Return the engine's URL if it is on the machine the agent dials from: nobody shall make us call others.
+
+    Behind a proxy on this machine every agent seems to be here: then the engine is reached through the link.
+    """
+    if url is None or scope.get("client") is None:
+        return None
+    if any(
+        name in (b"x-forwarded-for", b"forwarded", b"x-real-ip") for name, _ in scope["headers"]
+    ):
+        return None
+    try:
+        parts = urlsplit(url)
+        peer = ipaddress.ip_address(scope["client"][0])
+        host = parts.hostname or ""
+        engine = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return None
+    same = engine == peer or (engine.is_loopback and peer.is_loopback)
+    return url if parts.scheme == "http" and same else None

@@ -29,11 +29,18 @@ from easel.workflow.types import NodeId, Prompt
 PATH = "/easel/link"
 """Where the gateway takes agents."""
 FILES_PATH = "/easel/link/files"
-"""``PUT {FILES_PATH}/{folder}/{name}``: an output, streamed into the service's storage, for agents that do not mount it."""
+"""``PUT {FILES_PATH}/{folder}/{name}``: an output, streamed into the service's storage, for agents that do not mount it.
+
+With the link's ``Authorization`` and the task's lease as `LEASE_HEADER`. 201: stored; 401: wrong token; 404: not a name for a
+file; 409: the lease is not held here (now); 413: too large; 5xx: not stored, try again.
+"""
+LEASE_HEADER = "Easel-Lease"
 TUNNEL_PATH = "/easel/link/tunnel"
 """``GET {TUNNEL_PATH}/{id}`` (WebSocket): one TCP connection to the engine, as binary frames, dialled on `OpenTunnel`."""
 
 VERSION = 1
+MOST_TASKS = 16
+"""Tasks one agent may have at a time, whatever it says."""
 MAX_MESSAGE = 256 * 1024 * 1024
 """Largest frame: a prompt with inline files, or a large preview."""
 
@@ -77,7 +84,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     easel: str
     """The agent's version of Easel."""
     capacity: int
-    """Tasks it takes at a time."""
+    """Tasks it takes at a time; a gateway gives at most `MOST_TASKS`."""
     engine: EngineReport
     engine_url: str | None = None
     """Where the engine answers, for a gateway on the same machine; None makes the gateway open tunnels."""
@@ -115,7 +122,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True, tag="assign"):
     extra_data: dict[str, Any] = {}
     outputs: list[NodeId] | None = None
     folder: str
-    """Where the attempt's outputs go in the service's storage: ``<uid>.<attempt>``."""
+    """Where the attempt's outputs go in the service's storage: ``<uid>.<attempt>.<mark of the lease>``, never used twice."""
     previews: bool = False
     """Whether anybody wants previews now; `Watch` says when that changes."""
 
@@ -217,8 +224,7 @@ class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
 class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag="renewed"):
     """Leases that are lost: stop these tasks, report nothing of them."""
 
-    lost: list[str] = []
-    """uids"""
+    lost: list[Held] = []
 
 
 class OpenTunnel(msgspec.Struct, frozen=True, kw_only=True, tag="tunnel"):

@@ -134,7 +134,14 @@ async def running_platform(
                 state,
                 control=control_app(control, admin_token),
                 agent_api=agent_api(door),
-                link=AgentLink(members, tasks, store, publish=bus.publish),
+                link=AgentLink(
+                    members,
+                    tasks,
+                    store,
+                    publish=bus.publish,
+                    outputs=storage.files,
+                    max_output_bytes=settings.gateway.max_output_bytes,
+                ),
                 access=access,
             )
         )

@@ -161,6 +161,19 @@ class Tasks:
             live = self._live.setdefault(lease.uid, Live(task))
         live.lease = lease
 
+    async def detach(self, lease: Lease) -> None:
+        """The connection to the agent that has it was cut: what happens to it is looked for in the store from now on.
+
+        Nothing happens when the lease is another by now. Raises StoreFailed; it is let go all the same.
+        """
+        live = self._live.get(lease.uid)
+        if live is None or live.lease != lease:
+            return
+        try:
+            await self._store_progress(lease.uid)
+        finally:
+            self._let_go(lease)
+
     async def start(self, lease: Lease, at: int) -> None:
         """The engine began. Known to watchers at once, to the store with the next progress, or with the end."""
         live = self._held(lease)
@@ -330,6 +343,8 @@ class Tasks:
                     raise error
 
     async def _sweep_often(self) -> None:
+        # Leases that ended while nobody was there to renew them: their agents come back first.
+        await asyncio.sleep(self.settings.lease_seconds / 3)
         while True:
             await asyncio.sleep(self.settings.sweep_interval)
             try:
