@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import sys
@@ -28,8 +29,10 @@ def free_port() -> int:
 
 def agent_command(launch: Launch, folder: Path, data: Path) -> list[str]:
     """Return the agent's part: which platform it joins, as which instance."""
+    # Isolated from what the service's env says to its own Python, unless Easel itself is found by such words.
+    isolated = "-P" if "PYTHONPATH" in os.environ else "-I"
     return [
-        *(sys.executable, "-m", "easel", "agent"),
+        *(sys.executable, isolated, "-m", "easel", "agent"),
         *("--join", launch.gateway_url, "--token-file", str(folder / "token")),
         *(INSTANCE_FLAG, launch.instance, "--name", launch.instance),
         *("--storage", str(data), "--data-dir", str(folder / "agent")),

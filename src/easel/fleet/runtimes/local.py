@@ -8,48 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import shutil
+import signal
 import sys
-from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-import msgspec
 import psutil
 
 from easel.errors import InstanceFailed
 from easel.fleet.runtime import Device, Handle, Launch, Vitals
-from easel.fleet.runtimes import detached
-from easel.fleet.runtimes.command import (
-    INSTANCE_FLAG,
-    agent_command,
-    engine_command,
-    engine_folders,
-)
+from easel.fleet.runtimes import processes
+from easel.fleet.runtimes.command import INSTANCE_FLAG
 from easel.fleet.runtimes.devices import devices
-from easel.fleet.runtimes.preparing import environment
-from easel.services.folders import data_directory
+from easel.fleet.runtimes.log_files import last_lines, shorten
+from easel.fleet.runtimes.starting import (
+    HOME_VARIABLE,
+    INSTANCE_VARIABLE,
+    LOG,
+    PREVIOUS,
+    SHARED_MEMORY,
+    Starting,
+    empty_prefix,
+    home_mark,
+)
 from easel.services.installations import Installations
-from easel.services.model import Mount
 from easel.settings import FleetSettings
-from easel.storage.data_directory import make_tree
 
-LOG, PREVIOUS = "log", "log.1"
-MOST_LOG = 32 * 1024 * 1024
-"""Bytes of a log from which on its older part is thrown away."""
-KEPT_LOG = 8 * 1024 * 1024
-HOME_VARIABLE = "EASEL_INSTANCE_HOME"
-"""Tells instances of this platform from those of another one on the same machine."""
+FORCE_TIMEOUT = 5.0
+"""Seconds after which a process that was killed and is still there is given up for now."""
 
-_REMEDIES = {
-    errno.ENOSPC: ("DiskFull", "the disk is full: free some space, then `easel start`"),
-    errno.EDQUOT: ("DiskFull", "the disk quota is used up: free some space, then `easel start`"),
-    errno.EROFS: ("ReadOnly", "the file system is read-only: choose another storage"),
-    errno.EACCES: ("PermissionDenied", "make the folder writable for the platform's user"),
-    errno.EPERM: ("PermissionDenied", "make the folder writable for the platform's user"),
-}
+Made = TypeVar("Made")
 
 
 class LocalRuntime:
@@ -61,135 +53,109 @@ class LocalRuntime:
         self._home = home.absolute()
         self._settings = settings
         self._installations = Installations(self._home)
+        self._processes = processes.Processes()
 
     async def devices(self) -> list[Device]:
         """Return this machine's GPUs, or slots of its CPU."""
         return await asyncio.to_thread(devices, self._settings)
 
+    # Starting.
+
     async def start(self, launch: Launch) -> AsyncIterator[Handle]:
         """Prepare the folders, then start the agent."""
-        folder = self._home / "instances" / launch.instance
+        folder = self._folder(launch.instance)
         handle: Handle = {"instance": launch.instance, "folder": str(folder)}
         yield handle
-        try:
-            command = await asyncio.to_thread(self._prepare, launch, folder)
-            pid, started = await asyncio.to_thread(self._spawn, launch, folder, command)
-        except OSError as error:
-            reason, advice = _REMEDIES.get(error.errno or 0, ("StartFailed", None))
-            raise InstanceFailed(
-                reason,
-                f"the instance cannot be started: {error.filename or ''}: {error.strerror}",
-                hint=advice,
-            ) from error
+        starting = Starting(launch, self._home, self._settings, self._installations, folder)
+        command = await _to_the_end(starting.prepare, starting.cancel)
+        pid, started = await _to_the_end(lambda: self._spawn(starting, command), lambda: None)
         yield {**handle, "pid": pid, "started": started}
 
-    def _prepare(self, launch: Launch, folder: Path) -> list[str]:
-        """Make folders, install what the service wants, and return the command line."""
-        spec = launch.spec
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = folder / LOG
-        with contextlib.suppress(FileNotFoundError):
-            log.replace(folder / PREVIOUS)
-        token = folder / "token"
-        token.touch(mode=0o600)
-        token.write_text(launch.token)
-        (folder / "engine").mkdir(exist_ok=True)
-        mounts = self._mounts(spec.mounts, folder)
-        data = data_directory(spec, self._home)
-        make_tree(data)
-        python = None
-        if spec.engine.kind == "comfyui":
-            python = environment(
-                spec,
-                self._installations.resolve(spec.engine.comfyui),
-                mounts=mounts,
-                folder=self._home / "environments",
-                env=self._environment(launch),
-                log=log,
+    def _spawn(self, starting: Starting, command: list[str]) -> tuple[int, float]:
+        with starting.failing():
+            return self._processes.spawn(
+                command, env=starting.env, cwd=starting.folder, log=starting.log
             )
-        return agent_command(launch, folder, data) + engine_command(
-            launch,
-            folder=folder,
-            data=data,
-            mounts=mounts,
-            installations=self._installations,
-            python=python,
-        )
 
-    def _mounts(self, mounts: Sequence[Mount], folder: Path) -> list[Mount]:
-        """Give every ``empty_dir`` a folder of the instance's own. Raises InstanceFailed for a mount that is not there."""
-        found = []
-        for number, mount in enumerate(mounts):
-            source = mount.source
-            if source is None:
-                base = Path("/dev/shm") if mount.memory and Path("/dev/shm").is_dir() else folder  # noqa: S108
-                empty = base / f"easel-empty-{folder.name}-{number}"
-                empty.mkdir(exist_ok=True)
-                source = str(empty)
-            elif mount.read_only and not Path(source).is_dir():
-                raise InstanceFailed(
-                    "MountMissing",
-                    f"the folder {source} that is mounted at {mount.mount_path} is not there",
-                    hint="make it, or change storage in the service's specification",
-                )
-            found.append(msgspec.structs.replace(mount, source=source))
-        return found
+    def _folder(self, instance: str) -> Path:
+        return self._home / "instances" / instance
 
-    def _environment(self, launch: Launch) -> dict[str, str]:
-        env = {
-            **os.environ,
-            **launch.spec.env,
-            HOME_VARIABLE: str(self._home),
-            "EASEL_AGENT__ORPHAN_TIMEOUT": str(self._settings.orphan_timeout),
-            "EASEL_AGENT__SUPERVISION__START_TIMEOUT": str(self._settings.start_timeout),
-            "EASEL_AGENT__SUPERVISION__DRAIN_TIMEOUT": str(
-                max(1.0, launch.spec.termination_grace_seconds)
-            ),
-        }
-        if launch.spec.engine.kind == "builtin":
-            env |= engine_folders(launch, self._home / "instances" / launch.instance)
-        if launch.device is not None and not launch.device.startswith("cpu"):
-            env["CUDA_VISIBLE_DEVICES"] = launch.device
-        # An agent reads its settings from its own flags and these variables, not from a file that lies about.
-        env.pop("EASEL_CONFIG", None)
-        return env
-
-    def _spawn(self, launch: Launch, folder: Path, command: list[str]) -> tuple[int, float]:
-        return detached.spawn(command, env=self._environment(launch), log=folder / LOG)
+    # Stopping.
 
     async def stop(self, handle: Handle, *, grace: float) -> None:
         """End the agent, which ends its engine; by force after ``grace`` seconds."""
         await asyncio.to_thread(self._stop, handle, grace)
 
     def _stop(self, handle: Handle, grace: float) -> None:
-        found = self._found(handle)
-        if found is not None:
-            detached.stop(found, grace)
-        # Started just before a crash, or its handle was not stored: found by its flag.
-        for process in self._marked():
-            if _instance_of(process) == handle["instance"]:
-                detached.stop(process, grace)
+        agent = self._agent(handle)
+        found = [agent] if agent is not None else self._agents_of(handle["instance"])
+        left: dict[int, psutil.Process] = {}
+        for one in found:
+            left |= {below.pid: below for below in processes.tree(one)}
+            with contextlib.suppress(psutil.Error):
+                self._processes.ask(one.pid, processes.started_at(one.pid), grace)
+        # What survived it, what was started just before a crash, and what nobody is the parent of.
+        until = time.monotonic() + FORCE_TIMEOUT
+        while True:
+            left |= {one.pid: one for one in self._of(handle["instance"])}
+            rest = self._processes.kill(left.values(), FORCE_TIMEOUT)
+            left = {one.pid: one for one in rest}
+            if not left and not self._of(handle["instance"]):
+                return
+            if time.monotonic() > until:
+                said = f"processes do not end although they were killed: {sorted(left)}"
+                raise InstanceFailed("StopFailed", said)
 
-    def _found(self, handle: Handle) -> psutil.Process | None:
+    def _agent(self, handle: Handle) -> psutil.Process | None:
         if "pid" not in handle:
             return None
-        return detached.find(int(handle["pid"]), float(handle["started"]))
+        return self._processes.find(int(handle["pid"]), float(handle["started"]))
+
+    def _agents_of(self, instance: str) -> list[psutil.Process]:
+        return [one for one in self._of(instance) if _instance_of(one) == instance]
+
+    def _of(self, instance: str) -> list[psutil.Process]:
+        return [process for process, owner in self._marked() if owner == instance]
+
+    def _marked(self) -> Iterator[tuple[psutil.Process, str]]:
+        """Yield every process of this platform's instances, with the instance it belongs to."""
+        mark = home_mark(self._home)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                env = process.environ()
+                owner = env.get(INSTANCE_VARIABLE)
+                if (
+                    owner is not None
+                    and env.get(HOME_VARIABLE) == mark
+                    and process.pid != os.getpid()
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
+                    yield process, owner
+
+    # Watching.
 
     async def check(self, handles: dict[str, Handle]) -> dict[str, Vitals]:
         """Look at every instance's process."""
         return await asyncio.to_thread(self._check, handles)
 
     def _check(self, handles: dict[str, Handle]) -> dict[str, Vitals]:
+        alive = {
+            instance: process.pid
+            for instance, handle in handles.items()
+            if (process := self._agent(handle)) is not None
+        }
+        used = processes.memory(alive.values()) if alive else {}
         found = {}
         for instance, handle in handles.items():
-            process = self._found(handle)
-            if process is not None:
-                _shorten(Path(handle["folder"]) / LOG)
+            if instance in alive:
+                shorten(Path(handle["folder"]) / LOG)
                 found[instance] = Vitals(
-                    instance=instance, alive=True, memory_bytes=detached.memory(process)
+                    instance=instance, alive=True, memory_bytes=used[alive[instance]]
                 )
                 continue
-            code = detached.reap(int(handle["pid"])) if "pid" in handle else None
+            code = None
+            if "pid" in handle:
+                code = self._processes.exit_code(int(handle["pid"]), float(handle["started"]))
             word, message = _ended(code)
             found[instance] = Vitals(instance=instance, alive=False, exit=word, message=message)
         return found
@@ -197,40 +163,24 @@ class LocalRuntime:
     async def logs(self, handle: Handle, *, lines: int, previous: bool = False) -> list[str]:
         """Return the last lines of the instance's log."""
         path = Path(handle.get("folder", "")) / (PREVIOUS if previous else LOG)
-        return await asyncio.to_thread(_tail, path, lines)
+        return await asyncio.to_thread(last_lines, path, lines)
 
     async def strays(self, known: Collection[str]) -> list[Handle]:
-        """Find this platform's agents by their flag."""
+        """Find what belongs to instances of this platform that are not among the known ones."""
         return await asyncio.to_thread(self._strays, set(known))
 
     def _strays(self, known: set[str]) -> list[Handle]:
-        found: list[Handle] = []
-        for process in self._marked():
-            instance = _instance_of(process)
-            if instance is not None and instance not in known:
-                with contextlib.suppress(psutil.Error):
-                    found.append(
-                        {
-                            "instance": instance,
-                            "folder": str(self._home / "instances" / instance),
-                            "pid": process.pid,
-                            "started": process.create_time(),
-                        }
-                    )
-        return found
-
-    def _marked(self) -> list[psutil.Process]:
-        """Every agent of this platform."""
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
+        found: dict[str, Handle] = {}
+        for process, instance in self._marked():
+            if instance in known:
+                continue
+            handle = found.setdefault(
+                instance, {"instance": instance, "folder": str(self._folder(instance))}
+            )
             with contextlib.suppress(psutil.Error):
-                if (
-                    _instance_of(process) is not None
-                    and process.environ().get(HOME_VARIABLE) == str(self._home)
-                    and process.status() != psutil.STATUS_ZOMBIE
-                ):
-                    found.append(process)
-        return found
+                if _instance_of(process) == instance:
+                    handle |= {"pid": process.pid, "started": processes.started_at(process.pid)}
+        return list(found.values())
 
     async def discard(self, handle: Handle) -> None:
         """Remove the instance's folder."""
@@ -238,47 +188,47 @@ class LocalRuntime:
 
     def _discard(self, handle: Handle) -> None:
         folder = Path(handle["folder"])
-        for empty in (Path("/dev/shm"), folder):  # noqa: S108
-            for one in empty.glob(f"easel-empty-{folder.name}-*"):
-                shutil.rmtree(one, ignore_errors=True)
+        if folder.parent != self._home / "instances":
+            return
+        for one in SHARED_MEMORY.glob(f"{empty_prefix(folder)}*"):
+            shutil.rmtree(one, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _to_the_end(work: Callable[[], Made], cancel: Callable[[], None]) -> Made:
+    """Run in a thread; when cancelled, wait all the same until the thread has left: nothing may go on behind us."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        cancel()
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()
+        raise
 
 
 def _instance_of(process: psutil.Process) -> str | None:
     """Return the instance a process is the agent of."""
-    words: list[str] = process.info["cmdline"] or [] if hasattr(process, "info") else []
-    words = words or process.cmdline()
-    if INSTANCE_FLAG in words and words[:1] == [sys.executable]:
+    words = process.cmdline()
+    if INSTANCE_FLAG in words[:-1] and words[:1] == [sys.executable]:
         return words[words.index(INSTANCE_FLAG) + 1]
     return None
 
 
 def _ended(code: int | None) -> tuple[str, str]:
     if code is None:
-        return "Error", "its agent has ended"
+        return (
+            "Error",
+            "its agent has ended; how is not known, an earlier process of the platform had started it",
+        )
     if code == 0:
         return "Completed", "its agent ended by itself"
-    if code < 0:
-        return "Killed", f"its agent was ended by signal {-code}"
-    return "Error", f"its agent ended with exit code {code}"
-
-
-def _tail(path: Path, lines: int) -> list[str]:
+    if code > 0:
+        return "Error", f"its agent ended with exit code {code}"
     try:
-        with path.open(errors="replace") as log:
-            return [line.rstrip("\n") for line in deque(log, lines)]
-    except OSError:
-        return []
-
-
-def _shorten(log: Path) -> None:
-    """Throw the older part of a long log away; its writer appends, so it goes on at the new end."""
-    with contextlib.suppress(OSError):
-        if log.stat().st_size <= MOST_LOG:
-            return
-        with log.open("r+b") as file:
-            file.seek(-KEPT_LOG, os.SEEK_END)
-            kept = file.read()
-            file.seek(0)
-            file.write(kept[kept.find(b"\n") + 1 :])
-            file.truncate()
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    word = "Killed" if -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT) else "Error"
+    return word, f"its agent was ended by {name}"
