@@ -195,6 +195,16 @@ class Service:
         return await until(look, timeout=timeout)
 
 
+async def register(platform: Platform, comfyui: tuple[Path, str]) -> None:
+    """Make a real ComfyUI (its folder, its interpreter) the installation ``real`` of a platform."""
+    folder, python = comfyui
+    command = [sys.executable, "-m", "easel", "comfyui", "install", "--from", str(folder)]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--python", python, "--name", "real", "--home", str(platform.home)
+    )
+    assert await process.wait() == 0
+
+
 @contextlib.asynccontextmanager
 async def running_platform(
     folder: Path, database: str | None = None, **settings: Any

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import CHECKPOINT, comfyui_command
+from tests.platforms import register, running_platform
 from tests.servers import Server, free_port, running
 from tests.waiting import until
 
@@ -27,7 +30,9 @@ pytestmark = pytest.mark.real_comfyui
 
 
 @pytest_asyncio.fixture(
-    scope="module", loop_scope="session", params=["engine", "agent-builtin", "agent-comfyui"]
+    scope="module",
+    loop_scope="session",
+    params=["engine", "agent-builtin", "agent-comfyui", "service-builtin", "service-comfyui"],
 )
 async def server(
     request: pytest.FixtureRequest,
@@ -40,6 +45,10 @@ async def server(
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             pytest.skip(f"port {PORT}, written in the scripts, is taken on this machine")
     folder = tmp_path_factory.mktemp("scripts")
+    if request.param.startswith("service"):
+        async with _forwarded(folder, request.param, comfyui, comfyui_base) as found:
+            yield found
+        return
     base = folder / "engine"
     if request.param == "agent-builtin":
         base = folder / "agent" / "engine"
@@ -67,6 +76,34 @@ async def server(
         f"http://127.0.0.1:{PORT}", "/system_stats", command, folder / "log", timeout=180
     ) as found:
         yield found
+
+
+@contextlib.asynccontextmanager
+async def _forwarded(
+    folder: Path, kind: str, comfyui: tuple[Path, str], base: Path
+) -> AsyncIterator[Server]:
+    """A standard service, at the scripts' port by `easel forward`."""
+    storage = folder / "storage"
+    (storage / "models" / "checkpoints").mkdir(parents=True)
+    checkpoint = storage / "models" / "checkpoints" / NAME
+    scenario: dict[str, Any] = {"storage": str(storage), "packs": ["pretend"]}
+    if kind == "service-comfyui":
+        checkpoint.symlink_to(base / "models" / "checkpoints" / CHECKPOINT)
+        (storage / "custom_nodes").mkdir()
+        nodes = comfyui[0] / "custom_nodes" / "websocket_image_save.py"
+        (storage / "custom_nodes" / nodes.name).symlink_to(nodes)
+    else:
+        checkpoint.write_bytes(b"")
+    async with running_platform(folder / "platform") as platform:
+        if kind == "service-comfyui":
+            await register(platform, comfyui)
+            scenario |= {"engine": "comfyui:real", "packs": None}
+        await platform.deploy("scripts", **scenario)
+        command = [sys.executable, "-m", "easel", "forward", "scripts", "--port", str(PORT)]
+        command += ["--home", str(platform.home)]
+        log = folder / "forward.log"
+        async with running(f"http://127.0.0.1:{PORT}", "/system_stats", command, log) as found:
+            yield found
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.platforms import Platform, Refused, Service, running_platform
+from tests.platforms import Platform, Refused, Service, register, running_platform
 from tests.waiting import until
 
 ENGINES = ["builtin", pytest.param("comfyui", marks=pytest.mark.real_comfyui)]
@@ -39,17 +38,7 @@ async def service(
     async with running_platform(folder) as platform:
         scenario: dict[str, Any] = {"storage": str(folder / "storage")}
         if request.param == "comfyui":
-            comfyui, python = (
-                os.environ.get("EASEL_COMFYUI"),
-                os.environ.get("EASEL_COMFYUI_PYTHON"),
-            )
-            if not comfyui or not python:
-                pytest.skip("no real ComfyUI: make test-comfyui COMFYUI=... PYTHON=...")
-            command = [sys.executable, "-m", "easel", "comfyui", "install", "--from", comfyui]
-            process = await asyncio.create_subprocess_exec(
-                *command, "--python", python, "--name", "real", "--home", str(platform.home)
-            )
-            assert await process.wait() == 0
+            await register(platform, request.getfixturevalue("comfyui"))
             scenario |= {"engine": "comfyui:real", "packs": None}
         yield await platform.deploy("paint", **scenario)
 

@@ -228,3 +228,17 @@ def add_commands(app: typer.Typer) -> None:
             limit=limit,
             as_json=as_json,
         )
+
+    @app.command()
+    @connected
+    def forward(
+        *,
+        where: Where,
+        name: Name,
+        port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8188,
+        host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    ) -> int:
+        """Serve a service at a port of this machine without a token, for ComfyUI's own clients and plug-ins."""
+        from easel.cli.platform.forwarding import forward as serve
+
+        return serve(where, name, host=host, port=port)
