@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import secrets
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,17 +49,6 @@ def read_state(home: Path) -> dict[str, Any]:
         if isinstance(state, dict):
             return state
     return {}
-
-
-def is_free(host: str, port: int) -> bool:
-    """Tell whether a port can be listened on now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def write_state(home: Path, *, url: str, port: int) -> None:

@@ -34,6 +34,7 @@ from easel.gateway.logs import AccessLog, structured_logs
 from easel.gateway.metrics import Metrics, gauges
 from easel.gateway.serve import RunningGateway, running_gateway
 from easel.gateway.state import GatewayState
+from easel.listening import is_free
 from easel.platform import home as folder
 from easel.platform.parts import make_bus, make_runtime
 from easel.platform.retention import Retention
@@ -114,7 +115,7 @@ async def running_platform(
             runtime=runtime,
             members=members,
             knowledge=knowledge,
-            specs=SpecReader(settings.oss_root),
+            specs=SpecReader(settings.oss_root, settings.gateway.host),
             base_url=lambda: (settings.gateway.public_url or listening[0].url).rstrip("/"),
             local_url=lambda: listening[0].url,
             link_seconds=settings.gateway.link_seconds,
@@ -173,7 +174,7 @@ def _with_known_port(settings: Settings) -> GatewaySettings:
     """Agents that outlived the last platform dial its port: with port 0 it is taken again if it is free."""
     gateway = settings.gateway
     last = folder.read_state(settings.home).get("port")
-    if gateway.port == 0 and isinstance(last, int) and folder.is_free(gateway.host, last):
+    if gateway.port == 0 and isinstance(last, int) and is_free(gateway.host, last):
         return gateway.model_copy(update={"port": last})
     return gateway
 

@@ -223,6 +223,14 @@ def _run(container: Section, fields: dict[str, Any], installation: str | None) -
         fields["engine"] = found.engine
         if found.engine.kind == "command":
             container.warn(key, "is neither ComfyUI's main.py nor easel engine: run as it is")
+    if fields["engine"].kind != "comfyui" and (
+        fields["requirements"] or fields["requirements_path"]
+    ):
+        container.warn(
+            "prepare", "is obeyed for ComfyUI only: what else is run brings its own packages"
+        )
+    if fields["engine"].kind != "comfyui" and fields["engine"].prepare:
+        container.warn(key, "the commands before the last are run for ComfyUI only")
     paths = [mount.mount_path.rstrip("/") for mount in fields["mounts"]]
     if found.data_path is not None and found.data_path not in paths:
         listed = ", ".join(paths) or "there is none"

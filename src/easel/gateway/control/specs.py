@@ -9,6 +9,7 @@ import msgspec
 
 from easel.errors import InvalidSpec
 from easel.gateway.control.views import Put
+from easel.listening import is_free
 from easel.services.eas import read_eas
 from easel.services.eas_storage import missing_mounts
 from easel.services.model import ServiceSpec
@@ -16,10 +17,15 @@ from easel.services.scenario import Wishes, scenario
 
 
 class SpecReader:
-    """Reads deployments. ``oss_root`` is the folder whose sub-folders stand for the vendor's buckets."""
+    """Reads deployments.
 
-    def __init__(self, oss_root: Path | None) -> None:
+    ``oss_root`` is the folder whose sub-folders stand for the vendor's buckets, ``host`` the address that services' own ports
+    are listened on.
+    """
+
+    def __init__(self, oss_root: Path | None, host: str) -> None:
         self._oss_root = oss_root
+        self._host = host
 
     async def read(
         self, body: Put, *, current: ServiceSpec | None = None
@@ -43,6 +49,11 @@ class SpecReader:
             source = (
                 body.eas if isinstance(body.eas, str) else msgspec.json.encode(body.eas).decode()
             )
+        before = current.web_port if current is not None else None
+        if spec.web_port not in (None, before):
+            free = await asyncio.to_thread(is_free, self._host, spec.web_port)
+            if not free:
+                raise InvalidSpec([("web_port", f"port {spec.web_port} is in use on {self._host}")])
         warnings += [
             f"{path}: {words}; the service fails until it is"
             for path, words in await asyncio.to_thread(missing_mounts, spec)
