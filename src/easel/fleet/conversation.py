@@ -100,6 +100,11 @@ class Conversations:
         holding = member.holding(said.uid, said.lease)
         if holding is None:
             return
+        if not holding.began:  # as after a restart of ours that forgot it
+            holding.began = True
+            begun = [node.start for node in said.nodes.values() if node.start > 0]
+            at = self._moment(min(begun, default=self._clock()))
+            await self._stored(self._tasks.start(holding.lease, at), said.uid)
         progress = Progress(
             percent=min(max(said.percent, 0.0), 100.0),
             current_node=said.current_node,

@@ -22,9 +22,9 @@ class Ties:
         self._bus = bus
 
     def engine_ready(self, instance: str) -> bool | None:
-        """Return whether an instance's engine takes prompts; None while its agent is not connected."""
+        """Return whether an instance's engine takes prompts and its checks pass; None while its agent is not connected."""
         member = self._members.get(instance)
-        return None if member is None else member.engine.ready
+        return None if member is None else member.engine.ready and not member.unfit()
 
     def load(self, instance: str) -> int:
         """Return how many tasks an instance holds."""
@@ -43,7 +43,14 @@ class Ties:
         member.drain()
         try:
             with self._bus.subscribe(f"queue:{member.service}") as news:
-                while member.holds and self._members.get(instance) is member:
+                while (current := self._members.get(instance)) is not None:
+                    if (
+                        current is not member
+                    ):  # it was cut off meanwhile, and came back with what it holds
+                        member = current
+                        member.drain()
+                    if not member.holds:
+                        break
                     news.clear()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK):

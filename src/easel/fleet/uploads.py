@@ -52,14 +52,15 @@ class Uploads:
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        body = _Body(receive)
         try:
-            await self._take(scope, receive)
+            await self._take(scope, body)
         except _Left:
             return
         except EaselError as error:
             # That the disk does not take it is not to be mistaken for a gateway that is away (502).
             status = 507 if isinstance(error, OutputFailed) else error.http_status
-            await _refuse(receive, send, status, error)
+            await _refuse(body, send, status, error)
             return
         await JSONResponse({}, 201)(scope, receive, send)
 
@@ -68,7 +69,7 @@ class Uploads:
         if self._outputs is not None:
             await self._outputs(service).delete(folder)
 
-    async def _take(self, scope: Scope, receive: Receive) -> None:
+    async def _take(self, scope: Scope, body: _Body) -> None:
         folder, _, name = scope["path"].removeprefix(messages.FILES_PATH + "/").partition("/")
         if scope["method"] != "PUT" or self._outputs is None:
             raise FileNotFound("files are stored here with PUT")
@@ -88,37 +89,44 @@ class Uploads:
         if length.isdigit() and int(length) > self._limit:
             raise BodyTooLarge(f"the file is larger than {self._limit} bytes")
         files = self._outputs(member.service)
-        await files.receive(folder, name, _body(receive), self._limit)
+        await files.receive(folder, name, body, self._limit)
 
 
 class _Left(Exception):
     """The sender is gone."""
 
 
-async def _refuse(receive: Receive, send: Send, status: int, error: EaselError) -> None:
-    """Answer, and throw away what comes for a moment: a connection that is reset at once takes its answer along."""
-    body = msgspec.json.encode({"error": error.to_json()})
+class _Body:
+    """A request's body as it comes."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._more = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while self._more:
+            try:
+                async with asyncio.timeout(STALLED):
+                    message = await self._receive()
+            except TimeoutError:
+                raise BadRequest(f"nothing came for {STALLED:g} s") from None
+            if message["type"] == "http.disconnect":
+                raise _Left
+            self._more = message.get("more_body", False)
+            yield message.get("body", b"")
+
+    async def throw_away(self) -> None:
+        """Read what is left, for a moment: a connection that is reset at once takes its answer along."""
+        with contextlib.suppress(TimeoutError, BadRequest, _Left):
+            async with asyncio.timeout(LINGERING):
+                async for _ in self:
+                    pass
+
+
+async def _refuse(body: _Body, send: Send, status: int, error: EaselError) -> None:
+    said = msgspec.json.encode({"error": error.to_json()})
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LINGERING):
-            more = True
-            while more:
-                message = await receive()
-                more = message["type"] == "http.request" and message.get("more_body", False)
+    await send({"type": "http.response.body", "body": said, "more_body": True})
+    await body.throw_away()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _body(receive: Receive) -> AsyncIterator[bytes]:
-    more = True
-    while more:
-        try:
-            async with asyncio.timeout(STALLED):
-                message = await receive()
-        except TimeoutError:
-            raise BadRequest(f"nothing came for {STALLED:g} s") from None
-        if message["type"] == "http.disconnect":
-            raise _Left
-        yield message.get("body", b"")
-        more = message.get("more_body", False)
