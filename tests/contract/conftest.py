@@ -15,9 +15,10 @@ from easel.agent.record import ProgressStore
 from easel.agent.store import open_store
 from easel.settings import AgentSettings
 from tests.contract.databases import Database, MariaDb, NotInstalled, PostgreSql
+from tests.contract.runtimes import runs, secrets_of_the_platform
 from tests.contract.task_stores import clock, task_place, tasks
 
-__all__ = ["clock", "task_place", "tasks"]
+__all__ = ["clock", "runs", "secrets_of_the_platform", "task_place", "tasks"]
 
 
 class Place(ABC):
