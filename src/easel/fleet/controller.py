@@ -206,7 +206,7 @@ class Controller:
         if used is not None and most is not None and used > most:
             said = f"host memory exhausted: {_mebibytes(used)} in use, {_mebibytes(most)} allowed"
             return Ending("OOMKilled", said)
-        if self._probe is not None and instance.status == "ready":
+        if self._probe is not None and instance.status in SERVING:
             ill = await self._probe(instance, spec)
             if ill is not None:
                 return Ending("LivenessFailed", ill)

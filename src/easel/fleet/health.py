@@ -1,8 +1,10 @@
 """What the answers to a service's health checks add up to, with Kubernetes' meaning (eas-and-fc.md F.7). Pure: no clock, no I/O.
 
-Startup is asked first; until it has passed, the other two are not asked. Liveness is good until it fails ``failure_threshold``
+Startup is asked first; until it has passed, the other two are not asked, and the instance gets no work; how long that may
+take is for the controller to judge. Liveness is good until it fails ``failure_threshold``
 times in a row: then the instance is to be ended. Readiness is bad until it passes ``success_threshold`` times in a row, and
-again after ``failure_threshold`` failures: meanwhile the instance gets no work.
+again after ``failure_threshold`` failures: meanwhile the instance gets no work. ``initial_delay_seconds`` holds back liveness
+alone: the other two can only let in sooner an engine that answers already.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ class Counted:
     """One check of one run of an instance: when it is due, and whether it counts as passed."""
 
     def __init__(self, check: HealthCheck, *, passed: bool, begin: int) -> None:
-        """``begin``: ms at which the time until its first asking begins; ``passed``: what it counts as until then."""
+        """``begin``: when it is asked first, ms; ``passed``: what it counts as until then."""
         self.check = check
         self.passed = passed
         self.problem = ""
         """What the last failed asking said, until one passes."""
-        self.due = begin + int(check.initial_delay_seconds * 1000)
+        self.due = begin
         self._row = 0
         """Answers in a row that say other than `passed`."""
 
@@ -50,7 +52,8 @@ class Checks:
         self._startup = _counted(spec.startup_check, passed=adopted, begin=since)
         self._liveness = _counted(spec.liveness_check, passed=True, begin=since)
         self._readiness = _counted(spec.readiness_check, passed=adopted, begin=since)
-        self._failed_start = 0
+        if self._liveness is not None and not adopted:
+            self._liveness.due += int(self._liveness.check.initial_delay_seconds * 1000)
 
     @property
     def any(self) -> bool:
@@ -77,22 +80,11 @@ class Checks:
         if counted is None:
             return
         counted.answered(now, problem)
-        if kind == "startup":
-            self._failed_start = 0 if problem is None else self._failed_start + 1
-            if counted.passed:
-                for other in (self._liveness, self._readiness):
-                    if other is not None:
-                        # Their own delay has passed meanwhile, or goes on; they are not asked at the same moment.
-                        other.due = max(other.due, now)
 
     @property
     def ill(self) -> str | None:
         """Why the instance is to be ended; None while it is not."""
-        startup, liveness = self._startup, self._liveness
-        if startup is not None and not startup.passed:
-            if self._failed_start >= startup.check.failure_threshold:
-                return f"its startup check failed {_times(self._failed_start)}: {startup.problem}"
-            return None
+        liveness = self._liveness
         if liveness is not None and not liveness.passed:
             times = _times(liveness.check.failure_threshold)
             return f"its liveness check failed {times} in a row: {liveness.problem}"
@@ -115,11 +107,6 @@ class Checks:
             yield "liveness", self._liveness
         if self._readiness is not None:
             yield "readiness", self._readiness
-
-
-def is_gated(spec: ServiceSpec) -> bool:
-    """Whether instances get no work before a check has passed."""
-    return spec.startup_check is not None or spec.readiness_check is not None
 
 
 def _counted(check: HealthCheck | None, *, passed: bool, begin: int) -> Counted | None:

@@ -25,7 +25,7 @@ from easel.fleet.placement import Places, Soon
 from easel.fleet.rollout import SERVING
 from easel.fleet.runtime import Handle, Launch
 from easel.services.model import Instance
-from easel.services.status import ENGINE_FAILED, LINK_LOST, NO_DEVICE
+from easel.services.status import CHECK_FAILED, ENGINE_FAILED, LINK_LOST, NO_DEVICE
 from easel.services.store import ServiceStore
 from easel.services.tokens import new_token, token_hash
 from easel.settings import FleetSettings
@@ -116,11 +116,12 @@ class Lifecycle:
         if instance.target == "stopped":
             return await self._remove(scene, instance)
         gone_at = memory.since + int(self._settings.orphan_timeout * 1000)
-        lost = instance.status != "ready" and self._clock() >= gone_at
+        away = instance.status != "ready" and instance.reason != CHECK_FAILED
+        lost = away and self._clock() >= gone_at
         if lost or scene.service.target != "running":
             await self._store.change_instance(instance.id, target="stopped")
             return True
-        if instance.status != "ready":
+        if away:
             self._again_at(instance.service, gone_at)
         return False
 
@@ -250,6 +251,8 @@ class Lifecycle:
             ending = memory.verdict[1]
         elif instance.reason == ENGINE_FAILED:
             ending = _given_up(instance)
+        elif instance.status == "unready" and instance.reason == CHECK_FAILED:
+            pass  # it may stay out of traffic for as long as its readiness check says so
         elif instance.status != "ready":
             patience = startup_seconds(spec, self._settings)
             if instance.status == "unready":

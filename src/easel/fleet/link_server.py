@@ -8,6 +8,7 @@ import hashlib
 import ipaddress
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from easel.errors import EaselError, InstanceNotFound, LeaseLost, StoreFailed
+from easel.fleet.checkup import Checkups
 from easel.fleet.conversation import Conversations, lease_of
 from easel.fleet.credentials import bearer, identify
 from easel.fleet.members import DRAINING, Holding, Member, Members
@@ -23,8 +25,8 @@ from easel.fleet.tunnel import Tunnels
 from easel.fleet.uploads import Uploads
 from easel.link import messages
 from easel.link.messages import Hello
-from easel.services.model import Instance, Service
-from easel.services.status import ENGINE_FAILED, LINK_LOST
+from easel.services.model import Instance, Service, ServiceSpec
+from easel.services.status import CHECK_FAILED, ENGINE_FAILED, LINK_LOST
 from easel.services.store import ServiceStore
 from easel.storage.outputs import OutputFiles
 from easel.tasks.tasks import Tasks, now_ms
@@ -61,6 +63,7 @@ class AgentLink:
         publish: Callable[[str], None],
         outputs: Callable[[str], OutputFiles] | None = None,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
+        checkups: Checkups | None = None,
         clock: Callable[[], int] = now_ms,
         hello_timeout: float = HELLO_TIMEOUT,
     ) -> None:
@@ -71,6 +74,7 @@ class AgentLink:
         self._clock = clock
         self._hello_timeout = hello_timeout
         self._noting = asyncio.Lock()
+        self._checkups = checkups
         self._tunnels = Tunnels()
         self._uploads = Uploads(members, store, outputs, max_output_bytes)
         self._conversations = Conversations(
@@ -104,7 +108,7 @@ class AgentLink:
     async def _serve(self, socket: WebSocket) -> None:
         code, reason = 1001, ""
         try:
-            member = await self._welcome(socket)
+            member, instance, spec = await self._welcome(socket)
         except Refused as refused:
             code, reason = refused.code, str(refused)
         except WebSocketDisconnect:
@@ -115,7 +119,8 @@ class AgentLink:
             reason = error.message
         else:
             try:
-                code, reason = await self._converse(socket, member)
+                async with self._checked(member, instance, spec):
+                    code, reason = await self._converse(socket, member)
             finally:
                 member.gone.set()
         with contextlib.suppress(*_GONE):
@@ -124,7 +129,7 @@ class AgentLink:
 
     # The beginning.
 
-    async def _welcome(self, socket: WebSocket) -> Member:
+    async def _welcome(self, socket: WebSocket) -> tuple[Member, Instance, ServiceSpec]:
         """Hear who it is, and what it holds. Raises Refused, StoreFailed, BadRequest."""
         found = await identify(self._store, bearer(socket.scope["headers"]))
         await socket.accept()
@@ -168,7 +173,7 @@ class AgentLink:
             member.unwanted = True
             member.drain()
             member.leave_if_done()
-        return member
+        return member, instance, revision.spec
 
     async def _hello(self, socket: WebSocket) -> Hello:
         try:
@@ -300,6 +305,13 @@ class AgentLink:
 
     # What the controller and operators see.
 
+    def _checked(
+        self, member: Member, instance: Instance, spec: ServiceSpec
+    ) -> AbstractAsyncContextManager[None]:
+        if self._checkups is None:
+            return contextlib.nullcontext()
+        return self._checkups.of(member, instance, spec, lambda: self._note(member.instance))
+
     async def _note(self, instance: str, left_with: int = 0) -> None:
         """Write into an instance's row how it does now. Raises StoreFailed."""
         async with self._noting:
@@ -324,11 +336,14 @@ class AgentLink:
 
 def _condition(member: Member | None, row: Instance) -> dict[str, Any]:
     """Return how an instance does, in the words of its row."""
-    if member is not None and member.engine.ready:
+    unfit = member.unfit() if member is not None else ""
+    if member is not None and member.engine.ready and not unfit:
         return {"status": "ready", "reason": "", "message": ""}
     fields = {"status": "unready" if row.ready_at is not None else "starting"}
     if member is None:
         return {**fields, "reason": LINK_LOST, "message": "the link to its agent is cut"}
+    if member.engine.ready:
+        return {**fields, "reason": CHECK_FAILED, "message": unfit[:2000]}
     error = member.engine.error or {}
     given_up = member.engine.state == "failed"
     reason = ENGINE_FAILED if given_up else str(error.get("code", ""))[:100]

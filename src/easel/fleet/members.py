@@ -63,6 +63,8 @@ class Member:
         self.draining = False
         self.unwanted = False
         """It was let in only for what it holds: it leaves with the last of it."""
+        self.unfit: Callable[[], str] = str
+        """Returns why its service's checks keep it from work, empty while they do not."""
         self.holds: dict[str, Holding] = {}
         self.engine_url = engine_url
         """Where the engine answers, if this process may call it there."""
@@ -91,7 +93,8 @@ class Member:
     @property
     def ready(self) -> bool:
         """Whether the engine takes prompts and the member takes tasks."""
-        return self.engine.ready and not self.draining and self.closing is None
+        up = self.engine.ready and not self.draining and self.closing is None
+        return up and not self.unfit()
 
     @property
     def free(self) -> int:

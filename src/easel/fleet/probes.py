@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from easel.services.script import realise
 
 MOST_OUTPUT = 4096
 """Bytes of a command's output that are looked at."""
+OWN_HOST = r"(?<![\w.-])(?:localhost|127\.0\.0\.1|0\.0\.0\.0)"
+"""Names by which a command in a container calls the engine beside it."""
+WITHHELD = ("EASEL_", "PGPASS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,7 @@ class Asker:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None),
             )
-        base = _where(check, subject).with_scheme(check.scheme)
+        base = _where(check, subject)
         url = base.join(URL(check.path or "/", encoded=True))
         async with self._http.get(url, allow_redirects=False, ssl=False) as answer:
             good = 200 <= answer.status < 400
@@ -93,13 +97,19 @@ async def _connect(check: HealthCheck, subject: Subject) -> str | None:
 
 async def _execute(check: HealthCheck, subject: Subject) -> str | None:
     port = URL(subject.url).port or 0
-    words = [realise(word, subject.mounts, subject.port, port) for word in check.command]
+    own = re.compile(rf"{OWN_HOST}:{subject.port}(?!\d)")
+    words = [
+        realise(own.sub(f"127.0.0.1:{port}", word), subject.mounts, subject.port, port)
+        for word in check.command
+    ]
+    # The platform's own settings are not for a service's commands.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(WITHHELD)}
     process = await asyncio.create_subprocess_exec(
         *words,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **(subject.env or {}), "PORT": str(port)},
+        env={**env, **(subject.env or {}), "PORT": str(port)},
         start_new_session=True,
     )
     try:
@@ -122,7 +132,7 @@ async def _execute(check: HealthCheck, subject: Subject) -> str | None:
 
 def _where(check: HealthCheck, subject: Subject) -> URL:
     """Return the base URL that a check means: the instance's own port stands for the service's."""
-    url = URL(subject.url)
+    url = URL(subject.url)  # an engine speaks HTTP, whatever its container's TLS was
     if check.port is not None and check.port != subject.port and subject.here:
-        return url.with_port(check.port)
+        return url.with_port(check.port).with_scheme(check.scheme)
     return url

@@ -15,11 +15,13 @@ import sqlalchemy as sa
 
 from easel.database import Database, open_database
 from easel.fleet.advice import advise
+from easel.fleet.checkup import Checkups
 from easel.fleet.controller import Controller
 from easel.fleet.dispatcher import Dispatcher
 from easel.fleet.knowledge import Knowledge
 from easel.fleet.link_server import AgentLink
 from easel.fleet.members import Members
+from easel.fleet.probes import Asker
 from easel.fleet.ties import Ties
 from easel.gateway import proxy
 from easel.gateway.agent_api.app import agent_api
@@ -80,6 +82,9 @@ async def running_platform(
         store = SqlServiceStore(database, clock=now_ms)
         services = Services(store, tasks, bus)
         members = Members(bus)
+        asker = Asker()
+        stack.push_async_callback(asker.close)
+        checkups = Checkups(members, bus, asker)
         dispatcher = Dispatcher(tasks, members)
         stack.callback(dispatcher.close)
         knowledge = Knowledge(members)
@@ -141,6 +146,7 @@ async def running_platform(
                     store,
                     publish=bus.publish,
                     outputs=storage.files,
+                    checkups=checkups,
                     max_output_bytes=settings.gateway.max_output_bytes,
                 ),
                 access=access,
@@ -159,6 +165,7 @@ async def running_platform(
             load=ties.load,
             engine_ready=ties.engine_ready,
             advise=advise,
+            probe=checkups.probe,
         )
         await controller.open()
         stack.push_async_callback(controller.close, stop_instances=not keep_instances)

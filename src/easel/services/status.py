@@ -15,6 +15,8 @@ ENGINE_FAILED = "EngineFailed"
 """Reason of an instance whose agent gave its engine up, after starting it several times."""
 LINK_LOST = "LinkLost"
 """Reason of an instance whose agent is not connected."""
+CHECK_FAILED = "CheckFailed"
+"""Reason of an instance whose engine answers while its startup or readiness check does not pass."""
 UPDATE_PAUSED = "UpdatePaused"
 """Reason of a service whose wanted revision cannot be started, while another one serves."""
 
