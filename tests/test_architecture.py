@@ -65,6 +65,7 @@ MAY_IMPORT = {
     "cli": {
         "errors",
         "settings",
+        "listening",
         "workflow",
         "storage",
         "comfy",

@@ -11,11 +11,11 @@ import pytest
 
 from easel.agent.engine_files import EngineUploader, store_output
 from easel.agent.input_files import InputFiles
-from easel.agent.output_files import OutputFiles
 from easel.comfy.client import ComfyClient
 from easel.engine.serve import running_engine
 from easel.errors import EngineUnavailable, OutputFailed
 from easel.settings import EngineSettings
+from easel.storage.outputs import OutputFiles
 from easel.workflow.outputs import OutputItem
 from tests.agent.web import files_below, picture, settings
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from easel.agent.output_files import OutputFiles, output_url, value_entry
 from easel.errors import FileNotFound, OutputFailed
+from easel.storage.outputs import OutputFiles, output_url, value_entry
 from easel.workflow.outputs import OutputItem, collect
 from tests.agent.web import files_below
 

@@ -8,10 +8,10 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 
-from easel.agent.output_files import OutputFiles
 from easel.comfy.answers import FileRef
 from easel.comfy.client import ComfyClient
 from easel.errors import EngineSilent, EngineUnavailable, FileNotFound, OutputFailed
+from easel.storage.outputs import OutputFiles
 from easel.workflow.outputs import OutputItem
 
 

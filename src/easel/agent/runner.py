@@ -11,7 +11,6 @@ import aiohttp
 
 from easel.agent.engine_files import store_output
 from easel.agent.link import EngineLink
-from easel.agent.output_files import OutputFiles, value_entry
 from easel.agent.task import Task
 from easel.comfy.events import (
     Event,
@@ -31,6 +30,7 @@ from easel.errors import (
     TaskTimeout,
 )
 from easel.settings import AgentSettings
+from easel.storage.outputs import OutputFiles, value_entry
 from easel.workflow.outputs import OutputItem, collect
 from easel.workflow.progress import ProgressTracker
 

@@ -27,7 +27,6 @@ from easel.agent.joining.leaving import Leaving
 from easel.agent.joining.start import join
 from easel.agent.keeping import Keeping
 from easel.agent.link import EngineLink
-from easel.agent.output_files import OutputFiles
 from easel.agent.record import ProgressStore
 from easel.agent.runner import Runner
 from easel.agent.state import AgentState
@@ -39,6 +38,7 @@ from easel.comfy.process import EngineProcess
 from easel.errors import ConfigurationError, EngineError
 from easel.listening import listen, local_url
 from easel.settings import AgentSettings
+from easel.storage.outputs import OutputFiles
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ import aiohttp
 from aiohttp import web
 
 from easel.agent.link import EngineLink
-from easel.agent.output_files import OutputFiles
 from easel.agent.record import TaskRecord
 from easel.agent.tasks import Tasks
 from easel.settings import AgentSettings
+from easel.storage.outputs import OutputFiles
 
 BASE64_LIMIT = 256 * 1024 * 1024
 """Bytes of one file that are returned as base64."""

@@ -14,9 +14,9 @@ from easel.agent.joining.joining import Joining
 from easel.agent.joining.outbox import Outbox
 from easel.agent.joining.uploads import Uploads
 from easel.agent.link import EngineLink
-from easel.agent.output_files import OutputFiles
 from easel.agent.runner import Runner
 from easel.agent.tasks import Tasks
+from easel.storage.outputs import OutputFiles
 
 
 def join(

@@ -12,10 +12,10 @@ from urllib.parse import quote
 import aiohttp
 
 from easel.agent.joining.backoff import Backoff
-from easel.agent.output_files import OutputFiles
 from easel.agent.task import Task
 from easel.errors import OutputFailed
 from easel.link import messages
+from easel.storage.outputs import OutputFiles
 from easel.workflow.outputs import OutputItem
 
 log = logging.getLogger(__name__)

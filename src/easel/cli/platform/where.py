@@ -9,10 +9,8 @@ from pathlib import Path
 
 from easel.cli.report import UsageError
 from easel.errors import ConfigurationError, EngineUnavailable
+from easel.platform.home import ADMIN_TOKEN_FILE, STATE_FILE
 
-STATE_FILE = "platform.json"
-"""What `easel up` writes into its home: ``{"url": …, "pid": …}``."""
-ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
 DEFAULT_HOME = Path("easel-data")
 
 

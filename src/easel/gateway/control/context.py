@@ -6,27 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from easel.fleet.knowledge import Knowledge
+from easel.fleet.knowledge import Knower, Knowledge
 from easel.fleet.runtime import Runtime
 from easel.gateway.control.specs import SpecReader
 from easel.services.services import Services
 from easel.tasks.tasks import Tasks
 
 
-class Reachable(Protocol):
+class Reachable(Knower, Protocol):
     """A connected instance."""
-
-    @property
-    def instance(self) -> str:
-        """Its id."""
-
-    @property
-    def upstream(self) -> str:
-        """Base URL of its engine."""
-
-    @property
-    def starts(self) -> int | None:
-        """How often its engine was started."""
 
     async def refresh(self, *, restart: bool, reason: str) -> None:
         """Forget what is known of nodes and models, or restart the engine's process."""
