@@ -71,8 +71,7 @@ class Processes:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             if started_at(pid) == started:
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    self._reap(pid, started)
+                if process.status() == psutil.STATUS_ZOMBIE and self._reap(pid, started):
                     return None
                 return process
         return None
@@ -81,14 +80,16 @@ class Processes:
         """Return how an ended process ended: its code, or minus a signal's number; None for one that is not our child."""
         return self._codes.get((pid, started))
 
-    def _reap(self, pid: int, started: float) -> None:
-        """Take note of a child's end."""
+    def _reap(self, pid: int, started: float) -> bool:
+        """Take note of a child's end; False while its threads are still ending, and how it ends cannot be asked yet."""
         with self._lock, contextlib.suppress(ChildProcessError):
             found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                self._codes[pid, started] = os.waitstatus_to_exitcode(status)
-                if len(self._codes) > MOST_CODES:
-                    self._codes.popitem(last=False)
+            if not found:
+                return False
+            self._codes[pid, started] = os.waitstatus_to_exitcode(status)
+            if len(self._codes) > MOST_CODES:
+                self._codes.popitem(last=False)
+        return True
 
     def ask(self, pid: int, started: float, grace: float) -> None:
         """Ask a process to end (SIGTERM) and wait for that, at most ``grace`` seconds."""
