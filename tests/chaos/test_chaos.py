@@ -10,7 +10,9 @@ import contextlib
 import io
 import os
 import random
+import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +107,26 @@ class Faults:
                     found.append(process)
         return found
 
+    async def _cut(self) -> bool:
+        """Break every connection to the gateway, agents' and callers'; False where only root may, or there is no `ss`."""
+        if shutil.which("ss") is None or os.geteuid() != 0:
+            sys.stderr.write("sockets are not cut: that needs root and ss (iproute2)\n")
+            return False
+        port = f":{self._platform.port}"
+        process = await asyncio.create_subprocess_exec(
+            *("ss", "--kill", "dst", "127.0.0.1", "dport", "=", port),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        return await process.wait() == 0
+
     async def one(self) -> None:
         """Let one thing go wrong."""
-        kind = self._dice.choice(["platform", "agent", "engine", "hang"])
-        if kind == "platform":
+        kind = self._dice.choice(["platform", "agent", "engine", "hang", "cut"])
+        if kind == "cut":
+            if not await self._cut():
+                return
+        elif kind == "platform":
             await self._platform.kill()
             await self._platform.start()
         else:
