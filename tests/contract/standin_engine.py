@@ -1,13 +1,14 @@
 """An engine of a few lines, for tests of what is around engines: says that it is there, and what it is asked to be.
 
 ``--port N``; ``--stubborn``: what it starts ignores SIGTERM, in a session of its own; ``--chatty``: prints many lines;
-``--big MIB``: holds so much memory.
+``--big MIB``: holds so much memory; ``--maps FILE``: reads a file by mapping it, as models are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.server
+import mmap
 import os
 import signal
 import subprocess
@@ -53,6 +54,10 @@ def main() -> None:
     held = bytearray()
     if "--big" in words:
         held = bytearray(os.urandom(1 << 20) * int(words[words.index("--big") + 1]))
+    if "--maps" in words:
+        with open(words[words.index("--maps") + 1], "rb") as file:  # noqa: PTH123 - a short program
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
+        sum(mapped[at] for at in range(0, len(mapped), 4096))
     if "--chatty" in words:
         for number in range(2000):
             say(f"line {number}")

@@ -175,18 +175,22 @@ async def test_all_are_looked_at_at_once(runs: Place) -> None:
     assert not await running(runs)
 
 
-async def test_memory_is_that_of_all_its_processes(runs: Place) -> None:
+async def test_memory_is_what_all_its_processes_hold(runs: Place, tmp_path: Path) -> None:
     runtime = runs.runtime()
     small = await runs.started(runtime, runs.launch("small"))
     large = await runs.started(runtime, runs.launch("large", "--big", "200"))
-    for handle in (small, large):
+    model = tmp_path / "model"
+    await asyncio.to_thread(model.write_bytes, bytes(200 * 2**20))
+    reads = await runs.started(runtime, runs.launch("reads", "--maps", str(model)))
+    for handle in (small, large, reads):
         await runs.speaks(runtime, handle)
-    seen = await runtime.check({"small": small, "large": large})
+    seen = await runtime.check({"small": small, "large": large, "reads": reads})
     less, more = seen["small"].memory_bytes, seen["large"].memory_bytes
     assert less is not None
     assert more is not None
     assert 150 * 2**20 < more - less < 260 * 2**20
-    for handle in (small, large):
+    assert (seen["reads"].memory_bytes or 0) - less < 50 * 2**20, "a model's file is not held"
+    for handle in (small, large, reads):
         await runtime.stop(handle, grace=0.1)
 
 

@@ -22,6 +22,8 @@ POLL = 0.01
 """Seconds between two looks whether a process has ended."""
 MOST_CODES = 1000
 """Exit codes that are kept."""
+LARGE = 2 * 1024**3
+"""Bytes from which on a process is not measured page by page, which would hold it up (10 ms for each GiB)."""
 
 
 def started_at(pid: int) -> float:
@@ -124,9 +126,10 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
 
 
 def memory(pids: Collection[int]) -> dict[int, int]:
-    """Return, for each process, the bytes it and its descendants hold in pages that nobody shares.
+    """Return, for each process, the bytes it and its descendants hold and nobody could take away.
 
-    One look at the machine serves all of them.
+    What is only mapped from files is not among them (models are, and the system drops it when it needs the room); what
+    several processes share counts in parts. One look at the machine serves all of them.
     """
     below: dict[int, list[psutil.Process]] = {}
     own: dict[int, psutil.Process] = {}
@@ -139,11 +142,33 @@ def memory(pids: Collection[int]) -> dict[int, int]:
         waiting, seen, total = [own[pid]] if pid in own else [], {pid}, 0
         while waiting:
             one = waiting.pop()
-            with contextlib.suppress(psutil.Error):
-                total += one.memory_full_info().uss
+            total += _held(one)
             for child in below.get(one.pid, ()):
                 if child.pid not in seen:
                     seen.add(child.pid)
                     waiting.append(child)
         found[pid] = total
     return found
+
+
+def _held(process: psutil.Process) -> int:
+    if sys.platform != "linux":
+        with contextlib.suppress(psutil.Error):
+            return int(process.memory_info().rss)
+        return 0
+    proc = f"/proc/{process.pid}"
+    resident = _bytes(f"{proc}/status", (b"RssAnon", b"RssShmem", b"VmSwap"))
+    if resident > LARGE:
+        return resident
+    return _bytes(f"{proc}/smaps_rollup", (b"Pss_Anon", b"Pss_Shmem", b"SwapPss")) or resident
+
+
+def _bytes(path: str, names: tuple[bytes, ...]) -> int:
+    """Return the sum of fields of a file of /proc, which counts in kB."""
+    total = 0
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(path).read_bytes().splitlines():
+            name, _, value = line.partition(b":")
+            if name in names:
+                total += int(value.split()[0]) * 1024
+    return total
