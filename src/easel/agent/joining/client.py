@@ -77,7 +77,8 @@ class LinkClient:
         self._alone_since = clock()
         self._unheard = False
         """Whether it was said that no gateway answers."""
-        self._connected = False
+        self.connected = False
+        """Whether a gateway has welcomed us and was not lost since."""
         self.left: asyncio.Future[Leaving] = asyncio.get_running_loop().create_future()
         """Settles when the agent is to end."""
         desk.on_empty = self._maybe_leave
@@ -97,7 +98,7 @@ class LinkClient:
 
     async def close(self) -> None:
         """Say the last words, once every task has ended here, and hang up."""
-        if self._connected:
+        if self.connected:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL):
                     await self._desk.settled()
@@ -197,7 +198,7 @@ class LinkClient:
         if self._stopping:
             self._desk.drain()
         self._on_welcome(welcome)
-        self._unheard, self._connected = False, True
+        self._unheard, self.connected = False, True
         self._say(f"joined {welcome.service} at {self._joining.url} as {welcome.instance}")
         conversation = Conversation(
             socket,
@@ -212,7 +213,7 @@ class LinkClient:
         try:
             await conversation.run(self._leave)
         finally:
-            self._connected, self._alone_since = False, self._clock()
+            self.connected, self._alone_since = False, self._clock()
         return conversation.reason
 
     def _hello(self) -> Hello:
