@@ -205,7 +205,7 @@ class Controller:
         used, most = vitals.memory_bytes, spec.memory_bytes
         if used is not None and most is not None and used > most:
             said = f"host memory exhausted: {_mebibytes(used)} in use, {_mebibytes(most)} allowed"
-            return Ending("OOMKilled", said)
+            return Ending("OOMKilled", said, at_once=True)
         if self._probe is not None and instance.status in SERVING:
             ill = await self._probe(instance, spec)
             if ill is not None:

@@ -65,6 +65,10 @@ class Ends:
         self._in_a_row: dict[str, int] = {}
         self._parked: dict[str, dict[str, Any]] = {}
 
+    def advice(self, reason: str, message: str, lines: Sequence[str] = ()) -> str | None:
+        """Return what to do about something that befell an instance; None when nothing is known."""
+        return self._advise(reason, message, lines)
+
     async def park(self, instance: Instance) -> bool:
         """Write once more how an ended instance is, where a late word of its agent overwrote it; False: it is not ended."""
         fields = self._parked.get(instance.id)
@@ -115,7 +119,7 @@ class Ends:
         await self._park(instance, fields)
         self._in_a_row[instance.id] = ends
         lines = job.lines or list(ending.log)
-        advice = ending.advice or self._advise(ending.reason, ending.message, lines)
+        advice = ending.advice or self.advice(ending.reason, ending.message, lines)
         then = "it is given up" if final else f"started again in {pause:g} s"
         what = "InstanceExited" if ending.reason in EXITS else ending.reason
         said = f"{instance.id} ({ending.reason}): {ending.message}; {then}"

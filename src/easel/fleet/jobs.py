@@ -39,6 +39,8 @@ class Ending(NamedTuple):
     """Starting it again will not help."""
     counted: bool = True
     """Whether it is to blame itself: else it is simply started again."""
+    at_once: bool = False
+    """Whether the machine cannot wait until what runs on it has ended."""
 
 
 @dataclass(eq=False)
@@ -162,7 +164,8 @@ class Jobs:
 
     async def _end(self, job: Job) -> None:
         if job.handle:
-            await self._runtime.stop(job.handle, grace=STOP_GRACE)
+            at_once = job.ending is not None and job.ending.at_once
+            await self._runtime.stop(job.handle, grace=0 if at_once else STOP_GRACE)
             with contextlib.suppress(EaselError):
                 job.lines = await self._runtime.logs(job.handle, lines=LOG_LINES)
 

@@ -115,8 +115,8 @@ class Lifecycle:
         await self._tell(instance, memory)
         if instance.target == "stopped":
             return await self._remove(scene, instance)
-        gone_at = memory.since + int(self._settings.orphan_timeout * 1000)
-        away = instance.status != "ready" and instance.reason != CHECK_FAILED
+        gone_at = instance.updated + int(self._settings.orphan_timeout * 1000)
+        away = instance.reason == LINK_LOST  # an engine that starts for long is not away
         lost = away and self._clock() >= gone_at
         if lost or scene.service.target != "running":
             await self._store.change_instance(instance.id, target="stopped")
@@ -287,9 +287,10 @@ class Lifecycle:
         ready = self._engine_ready(instance.id)
         if ready and instance.status != "ready":
             fields = {"status": "ready", "reason": "", "message": ""}
-        elif ready is None and instance.status == "ready":
+        elif ready is None and (instance.status == "ready" or _quietly_gone(instance)):
             said = "its agent is not connected"
-            fields = {"status": "unready", "reason": LINK_LOST, "message": said}
+            status = "unready" if instance.status == "ready" else instance.status
+            fields = {"status": status, "reason": LINK_LOST, "message": said}
         else:
             return False
         await self._store.change_instance(instance.id, **fields)
@@ -319,7 +320,11 @@ class Lifecycle:
         elif instance.status == "unready":
             said = instance.message or "its engine or its connection is gone for the moment"
             await self._note(
-                instance, "InstanceUnready", f"{instance.id} is not ready: {said}", warning=True
+                instance,
+                "InstanceUnready",
+                f"{instance.id} is not ready: {said}",
+                warning=True,
+                advice=self._ends.advice(instance.reason, said),
             )
 
     async def _note(
@@ -340,6 +345,11 @@ class Lifecycle:
         if instance.id not in self._memory:
             self._memory[instance.id] = _Memory(instance.status, self._clock())
         return self._memory[instance.id]
+
+
+def _quietly_gone(guest: Instance) -> bool:
+    """Whether a guest's row does not say yet that its agent is away: it left while nobody was here to note it."""
+    return guest.runtime == "joined" and guest.reason != LINK_LOST
 
 
 def _given_up(instance: Instance) -> Ending:
