@@ -252,7 +252,11 @@ async def test_what_the_metrics_say(served: Gateway) -> None:
     }
     metrics.task_ended(Task(**base, state="succeeded", started=3000, ended=10_000))
     metrics.task_ended(Task(**base, state="expired", ended=10_000))
-    metrics.instance_ready(PAINT, 12.5)
+    started = Instance(
+        id="1", service=PAINT, revision=1, created=0, updated=0, started=500, ready_at=13_000
+    )
+    for _ in range(2):  # looked at twice, counted once
+        metrics.instances_started([started])
     metrics.set_tasks({PAINT: {"queued": 7, "running": 1}})
     metrics.set_services({PAINT: "Running"})
     metrics.set_instances(

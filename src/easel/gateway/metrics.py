@@ -92,6 +92,7 @@ class Metrics:
         self._instances = Gauge(
             "easel_instances", "Instances by status.", ("service", "status"), registry=registry
         )
+        self._counted_starts: set[tuple[str, int | None]] = set()
         self._request_children: dict[tuple[str, str, int], Counter] = {}
         self._second_children: dict[str, Histogram] = {}
         self._byte_children: dict[str, tuple[Counter, Counter]] = {}
@@ -134,9 +135,20 @@ class Metrics:
             self._run.labels(task.service).observe(ran)
             self._device.labels(task.service).inc(ran)
 
-    def instance_ready(self, service: str, seconds: float) -> None:
-        """Count the start of an instance: how long it took until its engine was ready."""
-        self._start.labels(service).observe(seconds)
+    def instances_started(self, instances: Iterable[Instance]) -> None:
+        """Count each start of these instances that was not counted yet: how long it took until the engine was ready."""
+        begun = {
+            (one.id, one.ready_at): one
+            for one in instances
+            if one.started is not None and one.ready_at is not None
+        }
+        for key, one in begun.items():
+            if key not in self._counted_starts:
+                assert one.started is not None
+                assert one.ready_at is not None
+                seconds = max(0, one.ready_at - one.started) / 1000
+                self._start.labels(one.service).observe(seconds)
+        self._counted_starts = set(begun)
 
     # States.
 
@@ -181,7 +193,9 @@ def gauges(
     async def refresh() -> None:
         found = await services.all()
         metrics.set_tasks({one.name: await tasks.counts(one.name) for one in found})
-        metrics.set_instances(await services.instances())
+        instances = await services.instances()
+        metrics.set_instances(instances)
+        metrics.instances_started(instances)
         metrics.set_services({one.name: one.status for one in found})
 
     return refresh
