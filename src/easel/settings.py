@@ -189,6 +189,8 @@ class TaskSettings(Section):
     """How often ended leases and passed deadlines are looked for."""
     progress_interval: Seconds = 0.5
     """Longest time until progress is stored; node borders are stored at once."""
+    retention_seconds: Seconds = 7 * 24 * 3600
+    """How long ended tasks and their outputs are kept."""
 
 
 class FleetSettings(Section):

@@ -49,7 +49,8 @@ class Retention:
         removed = 0
         for service in await self._services.all():
             revision = await self._services.revision(service.name, service.revision)
-            before = self._clock() - int(revision.spec.retention_seconds * 1000)
+            kept = revision.spec.retention_seconds or self._tasks.settings.retention_seconds
+            before = self._clock() - int(kept * 1000)
             gone = AT_ONCE
             while gone == AT_ONCE:
                 forgotten = await self._tasks.store.forget(

@@ -215,6 +215,7 @@ async def serve(
             # What is there now stays: the collector need not look through it again.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(20_000, 20, 20)
             announce(f"Easel platform on {platform.url}, home {settings.home}")
             await stop.wait()
             announce(

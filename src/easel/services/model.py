@@ -117,8 +117,8 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     web_host: str | None = None
     """A host name under which the gateway's own port serves this service at the root path."""
     task_timeout_seconds: float | None = None
-    retention_seconds: float = 7 * 24 * 3600
-    """How long ended tasks and their outputs are kept."""
+    retention_seconds: float | None = None
+    """How long ended tasks and their outputs are kept; None: as the setting ``tasks.retention_seconds`` says."""
     autoscaler: dict[str, Any] = {}
     """As written: later editions obey it."""
     labels: dict[str, str] = {}
