@@ -15,7 +15,7 @@ import msgspec
 
 from easel.errors import InstanceFailed
 from easel.fleet.runtime import Launch
-from easel.fleet.runtimes.command import agent_command, engine_command, engine_folders
+from easel.fleet.runtimes.command import agent_command, builtin_variables, engine_command
 from easel.fleet.runtimes.preparing import Steps, environment
 from easel.services.folders import data_directory
 from easel.services.installations import Installation, Installations
@@ -193,7 +193,7 @@ class Starting:
             env[GPU_VARIABLE] = launch.device
             env["EASEL_AGENT__DEVICE"] = launch.device
         if launch.spec.engine.kind == "builtin":
-            env |= engine_folders(launch, self.folder)
+            env |= builtin_variables(launch, self.folder)
         return env
 
 
