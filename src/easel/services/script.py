@@ -10,6 +10,11 @@ from pathlib import PurePosixPath
 
 from easel.services.model import EngineSpec, Mount
 
+_TOKEN = re.compile(
+    r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.|&&|(?P<comment>(?<![^\s;&])\#[^\n]*)|[^'"\\&\#;\n]+|.|\n""",
+    re.DOTALL,
+)
+"""A quoted or escaped part of a shell's line, what ends a command, a comment, or plain text."""
 PYTHON = re.compile(r"(?:\S*/)?python(?:3(?:\.\d+)?)?")
 
 VALUED = {
@@ -44,19 +49,19 @@ def read_script(text: str, *, comfyui: str | None = None) -> Script:
     script = Script()
     try:
         commands = _commands(text)
+        last = _words(commands[-1]) if commands else []
     except ValueError as error:
         script.faults.append(f"cannot be read as shell words: {error}")
         return script
     if not commands:
         script.faults.append("is empty")
         return script
-    *before, last = commands
+    prepare = commands[:-1]
     if any(word in ("|", "&", "||", "(", ")", "<", ">", ">>") for word in last):
         script.faults.append(
             "the last command, the engine, must stand alone: no pipe, redirection or background there"
         )
         return script
-    prepare = [shlex.join(words) for words in before]
     environment = []
     while last and re.fullmatch(r"[A-Za-z_]\w*=.*", last[0], re.DOTALL):
         environment.append(last.pop(0))
@@ -81,22 +86,26 @@ def read_script(text: str, *, comfyui: str | None = None) -> Script:
     return script
 
 
-def _commands(text: str) -> list[list[str]]:
-    """Split a script into commands of words. Raises ValueError for an unclosed quote."""
-    found: list[list[str]] = []
-    joined = text.replace("\\\n", " ")
-    for line in joined.splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|()<>")
-        lexer.whitespace_split = True
-        words: list[str] = []
-        for word in lexer:
-            if word in (";", "&&"):
-                found.append(words)
-                words = []
-            else:
-                words.append(word)
-        found.append(words)
-    return [words for words in found if words]
+def _commands(text: str) -> list[str]:
+    """Split a script into its commands, each as it is written. Raises ValueError for an unclosed quote."""
+    found: list[list[str]] = [[]]
+    for match in _TOKEN.finditer(text.replace("\\\n", " ")):
+        part = match[0]
+        if part in ("'", '"'):
+            raise ValueError("No closing quotation")
+        if part in (";", "&&", "\n"):
+            found.append([])
+        elif match["comment"] is None:
+            found[-1].append(part)
+    commands = ("".join(parts).strip() for parts in found)
+    return [command for command in commands if command]
+
+
+def _words(command: str) -> list[str]:
+    """Split a command into words; operators of the shell are words of their own. Raises ValueError."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=";&|()<>")
+    lexer.whitespace_split = True
+    return list(lexer)
 
 
 def _translated(words: Sequence[str], script: Script) -> list[str]:
