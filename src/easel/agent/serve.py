@@ -82,7 +82,13 @@ async def running_agent(
         await store.open()
         stack.push_async_callback(store.close)
         outputs = OutputFiles(output_folder(settings))
-        await outputs.open(shared=settings.storage is not None)
+        try:
+            await outputs.open(shared=settings.storage is not None)
+        except OSError as error:
+            raise ConfigurationError(
+                f"outputs cannot be stored in {output_folder(settings)}: {error.strerror}",
+                hint="choose another folder with --data-dir, with --join also with --storage",
+            ) from error
         stack.push_async_callback(outputs.close)
         client = ComfyClient(choice.url, timeout=ENGINE_TIMEOUT)
         link = EngineLink(client, settings.supervision, _process(settings, choice, on_log))

@@ -44,6 +44,8 @@ def agent(
         # Nobody calls it there: many of them may share a machine.
         free = settings.agent.model_copy(update={"port": 0})
         settings = settings.model_copy(update={"agent": free})
+    # The engine, which runs other people's code, does not inherit it.
+    os.environ.pop("EASEL_AGENT__TOKEN", None)
     from easel.agent.command import agent_wanted, choose, exec_engine
 
     data_dir = settings.agent.data_dir

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from easel.agent.joining.backoff import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from easel.agent.joining.outbox import Frame, Outbox
+from easel.errors import BodyTooLarge
 from easel.link import messages
 from easel.link.messages import Progressed, Report, Started
 from easel.workflow.progress import NodeProgress
@@ -156,6 +158,18 @@ async def test_what_comes_while_others_are_sent_is_sent_too() -> None:
     assert outbox.news.is_set()
     assert list(outbox.take()) == []
     assert not outbox.news.is_set()
+
+
+async def test_what_no_gateway_would_take_is_not_sent_for_ever() -> None:
+    outbox = Outbox(limit=300)
+    with pytest.raises(BodyTooLarge):
+        outbox.keep("a", lambda n: Started(n=n, uid="u" * 300, lease="a", at=n))
+    outbox.preview("a", bytes(301))
+    outbox.progress(progress("a", "n" * 300, 1))
+    started(outbox, "b")
+    (said,) = read(list(outbox.take()))
+    assert isinstance(said, Started)
+    assert said.n == 1
 
 
 def test_pauses_grow_and_begin_anew() -> None:

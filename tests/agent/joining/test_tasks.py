@@ -293,6 +293,27 @@ async def test_a_gateway_that_is_gone_while_an_output_is_sent(tmp_path: Path) ->
         assert len(at.files) == 1
 
 
+async def test_results_that_are_too_large_to_be_told_fail_their_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "MAX_MESSAGE", 20_000)
+    async with member(tmp_path) as joined:
+        at = joined.gateway
+        ended = await at.ended(
+            await at.assign({"1": node("EaselText", text="x" * 15_000, announce=False)})
+        )
+        assert ended.state == "succeeded"
+        one = node("EaselText", text="x" * 2_500, announce=False)
+        many = {str(n): node("EaselText", text=["0", 0], announce=False) for n in range(1, 10)}
+        many["0"] = one
+        ended = await at.ended(await at.assign(many))
+        assert ended.error is not None
+        assert ended.error["code"] == "output_failed"
+        assert "too large" in ended.error["message"]
+        await at.holds()
+        assert at.connections == 1
+
+
 async def test_a_shared_storage_keeps_what_others_are_writing(tmp_path: Path) -> None:
     half = tmp_path / "storage" / "easel" / "outputs" / "other.1" / ".picture.png.part"
     half.parent.mkdir(parents=True)

@@ -24,7 +24,7 @@ from easel.agent.joining.outbox import Outbox
 from easel.agent.joining.tunnel import carry
 from easel.agent.joining.work import Wish
 from easel.agent.link import EngineLink
-from easel.errors import BadRequest, EaselError
+from easel.errors import BadRequest
 from easel.link import messages
 from easel.link.messages import FromGateway, Hello, Welcome
 
@@ -86,7 +86,6 @@ class LinkClient:
     def start(self) -> None:
         """Begin to stay connected."""
         self._keeper = asyncio.create_task(self._keep(), name="easel agent link")
-        self._keeper.add_done_callback(self._ended)
 
     def drain(self) -> None:
         """The agent stops: take nothing more, give back what has not begun; what is ended by us does not count."""
@@ -122,6 +121,9 @@ class LinkClient:
                 leaving = await self._connection()
             except (aiohttp.ClientError, OSError, TimeoutError, BadRequest) as error:
                 leaving = self._unanswered(error)
+            except Exception:  # a fault of ours shall not make it an orphan
+                log.exception("the link to the gateway")
+                leaving = None
             if leaving is None:
                 leaving = self._done()
             if leaving is not None:
@@ -131,15 +133,6 @@ class LinkClient:
             if self._clock() - since >= STEADY:
                 backoff.reset()
             await asyncio.sleep(backoff.pause())
-
-    def _ended(self, keeper: asyncio.Task[None]) -> None:
-        """However it ended, the agent must not stay as if it were connected."""
-        if self.left.done() or keeper.cancelled():
-            return
-        error = keeper.exception()
-        log.error("the link to the gateway failed", exc_info=error)
-        words = f"internal error in the link to the gateway: {error}"
-        self.left.set_result(Leaving(words, EaselError(words)))
 
     def _unanswered(self, error: Exception) -> Leaving | None:
         """The gateway was not reached, or is none."""
@@ -199,7 +192,8 @@ class LinkClient:
             self._desk.drain()
         self._on_welcome(welcome)
         self._unheard, self.connected = False, True
-        self._say(f"joined {welcome.service} at {self._joining.url} as {welcome.instance}")
+        with contextlib.suppress(OSError):  # nobody may be reading
+            self._say(f"joined {welcome.service} at {self._joining.url} as {welcome.instance}")
         conversation = Conversation(
             socket,
             self._outbox,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from easel.errors import BodyTooLarge
 from easel.link import messages
 from easel.link.messages import FromAgent, Progressed
 
@@ -34,7 +35,9 @@ class _Kept:
 class Outbox:
     """Messages on their way. Numbers grow by one within a boot; a lease names the attempt that a message is about."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, limit: int | None = None) -> None:
+        """``limit``: bytes of the largest frame, if not `messages.MAX_MESSAGE`."""
+        self._limit = messages.MAX_MESSAGE if limit is None else limit
         self._number = 0
         self._kept: deque[_Kept] = deque()
         """Numbered messages that were not acknowledged."""
@@ -46,9 +49,14 @@ class Outbox:
         self._acknowledged = asyncio.Event()
 
     def keep(self, lease: str, make: Callable[[int], FromAgent]) -> None:
-        """Send a message until it is acknowledged; ``make`` gets its number. Progress that waits goes before it."""
+        """Send a message until it is acknowledged; ``make`` gets its number. Progress that waits goes before it.
+
+        Raises BodyTooLarge for one that no gateway would take: it would be sent for ever.
+        """
+        data = messages.encode(make(self._number + 1))
+        if len(data) > self._limit:
+            raise BodyTooLarge(f"a message of {len(data)} bytes is too large for the gateway")
         self._number += 1
-        data = messages.encode(make(self._number))
         self._flush_progress(lease)
         self._kept.append(_Kept(self._number, lease, data))
         self._unsent.append(data)
@@ -73,8 +81,9 @@ class Outbox:
 
     def preview(self, lease: str, frame: bytes) -> None:
         """Send a preview once; it takes the place of one that waits."""
-        self._previews[lease] = frame
-        self.news.set()
+        if len(frame) <= self._limit:
+            self._previews[lease] = frame
+            self.news.set()
 
     def acknowledged(self, number: int) -> None:
         """Everything up to a number is stored."""
@@ -116,8 +125,8 @@ class Outbox:
 
     def _flush_progress(self, lease: str) -> None:
         waiting = self._progress.pop(lease, None)
-        if waiting is not None:
-            self._unsent.append(messages.encode(waiting))
+        if waiting is not None and len(data := messages.encode(waiting)) <= self._limit:
+            self._unsent.append(data)
 
     def _wake(self) -> None:
         self._acknowledged.set()

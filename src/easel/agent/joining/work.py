@@ -13,8 +13,10 @@ from easel.agent.record import TaskRecord
 from easel.agent.task import Listener, Task
 from easel.agent.tasks import Tasks, now_ms
 from easel.errors import (
+    BodyTooLarge,
     EaselError,
     EngineError,
+    OutputFailed,
     StoreFailed,
     TaskCancelled,
     TaskNotFound,
@@ -210,6 +212,12 @@ class Work:
         )
 
     def _finished(self, record: TaskRecord) -> None:
+        try:
+            self._tell(record)
+        except BodyTooLarge as error:
+            self.fail(OutputFailed(f"the results are too large: {error.message}"))
+
+    def _tell(self, record: TaskRecord) -> None:
         uid, lease, state = self.assign.uid, self.assign.lease, record.state
         assert state in ("succeeded", "failed", "cancelled")
         ended = record.ended or now_ms()
