@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import random
-import shlex
 import socket
 import sys
 from collections.abc import Sequence
@@ -139,9 +138,3 @@ def _builtin_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]
         else:
             variables[_ENGINE + "CORS_ORIGIN"] = value
     return packs, variables
-
-
-def shell_line(line: str, mounts: Sequence[Mount], *, python: Path) -> str:
-    """Return a line of a service's script for this machine: folders for mount paths, its Python for ``python`` and ``pip``."""
-    words = f"PATH={shlex.quote(str(python.parent))}:$PATH"
-    return f"export {words}; {realise(line, mounts, 0, 0)}"

@@ -9,19 +9,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from easel.errors import InstanceFailed
-from easel.fleet.runtimes.command import shell_line
 from easel.fleet.runtimes.log_files import last_lines
 from easel.services.installations import Installation
 from easel.services.model import Mount, ServiceSpec
@@ -32,6 +36,11 @@ TIMEOUT = 1800.0
 POLL = 0.05
 LAST_LINES = 20
 DONE = "prepared"
+_PIP = re.compile(r"\bpip3?\b")
+_INSTALLS = re.compile(r"(?:\S*/)?(?:python[\d.]*\s+-m\s+)?pip3?\s+install\b[^|<>$`]*$")
+"""A line that installs packages and does nothing else."""
+_SHELLS = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"})
+"""Set by the shell, or by the Python that tells, rather than by a line."""
 
 
 class Cancelled(Exception):
@@ -42,7 +51,7 @@ class Steps:
     """Runs the commands of one preparation, their words into the instance's log; `cancel` ends the one that runs."""
 
     def __init__(self, env: Mapping[str, str], log: Path, cwd: Path) -> None:
-        self._env = dict(env)
+        self.env = dict(env)
         self._log = log
         self._cwd = cwd
         self._cancelled = threading.Event()
@@ -68,7 +77,7 @@ class Steps:
             try:
                 process = subprocess.Popen(
                     command,
-                    env=self._env,
+                    env=self.env,
                     cwd=self._cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
@@ -102,17 +111,27 @@ class Steps:
         return None
 
 
-def environment(
+class Prepared(NamedTuple):
+    """What the preparation came to."""
+
+    python: Path
+    """The interpreter with everything the service wants; the installation's own where it wants nothing."""
+    variables: dict[str, str]
+    """What the script's lines exported, for the engine."""
+
+
+def prepare(
     spec: ServiceSpec,
     installation: Installation,
     steps: Steps,
     *,
     mounts: Sequence[Mount],
     folder: Path,
-) -> Path:
-    """Return the interpreter with everything the service wants; the installation's own where it wants nothing.
+) -> Prepared:
+    """Install what the service wants, once; run the lines before its engine, at every start.
 
-    ``folder`` is where environments are kept. Raises InstanceFailed (PreparationFailed) with the last lines, and Cancelled.
+    Lines that install packages and come first count as packages. ``folder`` is where environments are kept. Raises
+    InstanceFailed (PreparationFailed) with the last lines, and Cancelled.
     """
     file = text = None
     if spec.requirements_path is not None:
@@ -124,42 +143,102 @@ def environment(
             raise InstanceFailed(
                 "PreparationFailed", f"the requirements file {file} cannot be read: {said}"
             ) from error
-    if not spec.requirements and file is None and not spec.engine.prepare:
-        return installation.python
     wanted = [realise(line, mounts, 0, 0) for line in spec.requirements]
     lines = [realise(line, mounts, 0, 0) for line in spec.engine.prepare]
-    made_of = json.dumps([str(installation.python), wanted, str(file), text, lines])
-    own = folder / hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    installing = list(itertools.takewhile(_INSTALLS.match, lines))
+    others = lines[len(installing) :]
+    python = installation.python
+    if wanted or file is not None or any(_PIP.search(line) for line in lines):
+        made_of = [str(python), wanted, str(file), text, installing, _files_in(installing)]
+        if any(_PIP.search(line) for line in others):
+            made_of += others  # they install into it at every start: no other service may share it
+        digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own = folder / digest
+        with _alone(own.with_suffix(".lock"), steps):
+            if not (own / DONE).exists():
+                _make(own, installation, steps, wanted=wanted, file=file, lines=installing)
+            python = own / "bin" / "python"
+            return Prepared(python, _script(others, python, steps))
+    return Prepared(python, _script(others, python, steps))
+
+
+def _make(
+    own: Path,
+    installation: Installation,
+    steps: Steps,
+    *,
+    wanted: Sequence[str],
+    file: Path | None,
+    lines: Sequence[str],
+) -> None:
+    """Make an environment on top of the installation's and install into it."""
+    shutil.rmtree(own, ignore_errors=True)
+    steps.run([str(installation.python), "-m", "venv", "--without-pip", str(own)])
+    _see_through(own, installation.python, steps)
     python = own / "bin" / "python"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(own.with_suffix(".lock"), steps):
-        if (own / DONE).exists():
-            return python
-        shutil.rmtree(own, ignore_errors=True)
-        steps.run([str(installation.python), "-m", "venv", str(own)])
-        _see_through(own, installation.python, steps)
-        if wanted:
-            # A file: what its URLs hold is not for the list of processes.
-            listed = own / "requirements.txt"
-            listed.write_text("\n".join(wanted) + "\n")
-            steps.run([str(python), "-m", "pip", "install", "-r", str(listed)])
-        if file is not None:
-            steps.run([str(python), "-m", "pip", "install", "-r", str(file)])
-        for line in spec.engine.prepare:
-            words = shell_line(line, mounts, python=python)
-            steps.run(["/bin/sh", "-c", words], shown=line)
-        (own / DONE).touch()
-    return python
+    _give_pip(python, steps)
+    if wanted:
+        # A file: what its URLs hold is not for the list of processes.
+        listed = own / "requirements.txt"
+        listed.write_text("\n".join(wanted) + "\n")
+        steps.run([str(python), "-m", "pip", "install", "-r", str(listed)])
+    if file is not None:
+        steps.run([str(python), "-m", "pip", "install", "-r", str(file)])
+    for line in lines:
+        steps.run(["/bin/sh", "-c", f"{_path(python)}\n{line}"], shown=line)
+    (own / DONE).touch()
+
+
+def _script(lines: Sequence[str], python: Path, steps: Steps) -> dict[str, str]:
+    """Run lines as one script, which ends at the first that fails; return the variables that it exported."""
+    if not lines:
+        return {}
+    with tempfile.NamedTemporaryFile() as told:
+        last = f"{shlex.quote(str(python))} -c {shlex.quote(_TELL)} {shlex.quote(told.name)}"
+        script = "\n".join(["set -e", _path(python), *lines, last])
+        steps.run(["/bin/sh", "-c", script], shown="; ".join(lines))
+        pairs = (os.fsdecode(part).partition("=") for part in told.read().split(b"\0") if part)
+        found = {name: value for name, _, value in pairs}
+    return {
+        name: value
+        for name, value in found.items()
+        if steps.env.get(name) != value and name not in _SHELLS and not name.startswith("EASEL_")
+    }
+
+
+def _path(python: Path) -> str:
+    """Return the line with which ``python`` and ``pip`` mean this interpreter's."""
+    return f"export PATH={shlex.quote(str(python.parent))}:$PATH"
+
+
+def _files_in(lines: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return the files that lines name, with size and time: a wheel that was replaced is another one."""
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            for word in shlex.split(line):
+                with contextlib.suppress(OSError, ValueError):
+                    state = os.stat(word)  # noqa: PTH116 - words are no paths yet
+                    if stat.S_ISREG(state.st_mode):
+                        found.append((word, state.st_size, state.st_mtime_ns))
+    return found
 
 
 _SEE = """
 import site, sys, pathlib
-pathlib.Path(sys.argv[1], "easel-installation").write_text("\\n".join(site.getsitepackages()) + "\\n")
+lines = [f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages()]
+pathlib.Path(sys.argv[1], "easel-installation").write_text("\\n".join(lines) + "\\n")
 """
 _LINK = """
 import site, sys, pathlib
 target = pathlib.Path(site.getsitepackages()[0], "easel-installation.pth")
 pathlib.Path(sys.argv[1], "easel-installation").rename(target)
+"""
+_TELL = """
+import os, sys
+with open(sys.argv[1], "wb") as told:
+    told.write(b"\\0".join(name + b"=" + value for name, value in os.environb.items()))
 """
 
 
@@ -168,6 +247,17 @@ def _see_through(own: Path, python: Path, steps: Steps) -> None:
     seen = "the packages of the installation"
     steps.run([str(python), "-c", _SEE, str(own)], shown=f"{python}: {seen}")
     steps.run([str(own / "bin" / "python"), "-c", _LINK, str(own)], shown=f"{own}: {seen}")
+
+
+def _give_pip(python: Path, steps: Steps) -> None:
+    """Let ``pip`` install into the environment: the installation's own pip where it has one, which is there at once."""
+    words = '"$0" -c "import pip" 2>/dev/null || "$0" -m ensurepip'
+    steps.run(["/bin/sh", "-c", words, str(python)], shown=f"{python}: pip")
+    for name in ("pip", "pip3"):
+        command = python.with_name(name)
+        command.unlink(missing_ok=True)
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python))} -m pip "$@"\n')
+        command.chmod(0o755)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import msgspec
 from easel.errors import InstanceFailed
 from easel.fleet.runtime import Launch
 from easel.fleet.runtimes.command import agent_command, builtin_variables, engine_command
-from easel.fleet.runtimes.preparing import Steps, environment
+from easel.fleet.runtimes.preparing import Steps, prepare
 from easel.services.folders import data_directory
 from easel.services.installations import Installation, Installations
 from easel.services.model import Mount
@@ -158,12 +158,12 @@ class Starting:
         steps = self._steps = Steps(self._env, self.log, installation.folder)
         if self._cancelled:
             steps.cancel()
-        python = environment(
-            spec, installation, steps, mounts=mounts, folder=self._home / "environments"
-        )
-        if spec.engine.kind == "command" and python != installation.python:
-            self._env["PATH"] = f"{python.parent}{os.pathsep}{self._env.get('PATH', os.defpath)}"
-        return python
+        done = prepare(spec, installation, steps, mounts=mounts, folder=self._home / "environments")
+        self._env |= done.variables
+        if spec.engine.kind == "command" and done.python != installation.python:
+            path = self._env.get("PATH", os.defpath)
+            self._env["PATH"] = f"{done.python.parent}{os.pathsep}{path}"
+        return done.python
 
     def _environment(self) -> dict[str, str]:
         launch = self._launch
