@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -70,11 +70,14 @@ class Conversations:
         """Act on one message. Raises StoreFailed; then it was not acknowledged, and is to be repeated."""
         match said:
             case messages.Report():
-                member.engine = said.engine
-                self._members.changed(member)
-                await self._note(member.instance)
+                if said.engine != member.engine:
+                    member.engine = said.engine
+                    self._members.changed(member)
+                    with _later("how an engine does was not noted"):
+                        await self._note(member.instance)
             case messages.Renew():
-                await self._renew(member, said)
+                with _later("leases were not renewed"):
+                    await self._renew(member, said)
             case messages.Progressed():
                 await self._progressed(member, said)
             case messages.Started():
@@ -146,6 +149,8 @@ class Conversations:
             counted = times > MOST_UNCOUNTED
         back = self._tasks.give_back(holding.lease, said.reason[:500], counted=counted)
         await self._stored(back, said.uid)
+        if not member.hello.shares_storage:
+            await self._discard(member.service, holding.folder)
         member.leave_if_done()
 
     def _release(self, member: Member, holding: Holding) -> None:
@@ -206,6 +211,15 @@ class Conversations:
         for holding in list(member.holds.values()):
             with contextlib.suppress(EaselError):
                 await self._tasks.detach(holding.lease)
+
+
+@contextlib.contextmanager
+def _later(what: str) -> Iterator[None]:
+    """Go on though the store failed: it is done again in a moment anyway."""
+    try:
+        yield
+    except StoreFailed as error:
+        log.warning("%s: %s", what, error)
 
 
 def _readable(error: dict[str, Any] | None) -> dict[str, Any] | None:

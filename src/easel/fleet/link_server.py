@@ -194,7 +194,11 @@ class AgentLink:
         while (current := self._members.get(instance)) is not None:
             before = current
             current.close(4409, "replaced by another connection")
-            await current.gone.wait()
+            try:
+                async with asyncio.timeout(LAST_WORDS):
+                    await current.gone.wait()
+            except TimeoutError:
+                raise Refused(1001, "its earlier connection is not over yet") from None
         return self._members.take_departed(instance) or before
 
     async def _joined(self, service: Service, hello: Hello) -> Instance:
@@ -363,7 +367,7 @@ def _callable_url(url: str | None, scope: Scope) -> str | None:
         return None
     try:
         parts = urlsplit(url)
-        peer = ipaddress.ip_address(scope["client"][0])
+        peer = ipaddress.ip_address(scope["client"][0].removeprefix("::ffff:"))
         host = parts.hostname or ""
         engine = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:

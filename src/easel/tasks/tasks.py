@@ -155,11 +155,10 @@ class Tasks:
         lost, _ = await self.renew([lease])
         if lost:
             raise LeaseLost("the task is another instance's by now, or has ended")
-        live = self._live.get(lease.uid)
-        if live is None:
-            task = await self.store.get_uid(lease.uid)
-            live = self._live.setdefault(lease.uid, Live(task))
-        live.lease = lease
+        task = await self.store.get_uid(lease.uid)
+        live = self._live.setdefault(lease.uid, Live(task))
+        live.task, live.lease = task, lease
+        self.bus.publish(f"task:{lease.uid}")
 
     async def detach(self, lease: Lease) -> None:
         """The connection to the agent that has it was cut: what happens to it is looked for in the store from now on.
@@ -343,15 +342,16 @@ class Tasks:
                     raise error
 
     async def _sweep_often(self) -> None:
-        # Leases that ended while nobody was there to renew them: their agents come back first.
-        await asyncio.sleep(self.settings.lease_seconds / 3)
+        # After a start, or while the store failed, leases ended because nobody could renew them: their agents come first.
+        patience = max(self.settings.lease_seconds / 3, self.settings.renew_seconds + 1)
+        await asyncio.sleep(patience)
         while True:
             await asyncio.sleep(self.settings.sweep_interval)
             try:
                 await self.sweep()
             except EaselError as error:
                 log.warning("the queue could not be swept: %s", error)
-                await asyncio.sleep(RETRY_PAUSE)
+                await asyncio.sleep(patience)
 
     async def sweep(self) -> None:
         """Act on ended leases and passed deadlines. Raises StoreFailed."""
