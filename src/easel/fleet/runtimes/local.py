@@ -54,6 +54,8 @@ class LocalRuntime:
         self._settings = settings
         self._installations = Installations(self._home)
         self._processes = processes.Processes()
+        self._kills: int | None = None
+        """How often the system had ended a process for want of memory when it was last looked."""
 
     async def devices(self) -> list[Device]:
         """Return this machine's GPUs, or slots of its CPU."""
@@ -66,6 +68,8 @@ class LocalRuntime:
         folder = self._folder(launch.instance)
         handle: Handle = {"instance": launch.instance, "folder": str(folder)}
         yield handle
+        # What an earlier start left that was cut off would share its folder, and its name with the gateway.
+        await _to_the_end(lambda: self._stop(handle, 0.0), lambda: None)
         starting = Starting(launch, self._home, self._settings, self._installations, folder)
         command = await _to_the_end(starting.prepare, starting.cancel)
         pid, started = await _to_the_end(lambda: self._spawn(starting, command), lambda: None)
@@ -144,6 +148,9 @@ class LocalRuntime:
             for instance, handle in handles.items()
             if (process := self._agent(handle)) is not None
         }
+        # After they were looked at: who is gone by now was counted before.
+        before, self._kills = self._kills, processes.out_of_memory_kills()
+        starved = None not in (before, self._kills) and before != self._kills
         used = processes.memory(alive.values()) if alive else {}
         found = {}
         for instance, handle in handles.items():
@@ -156,7 +163,7 @@ class LocalRuntime:
             code = None
             if "pid" in handle:
                 code = self._processes.exit_code(int(handle["pid"]), float(handle["started"]))
-            word, message = _ended(code)
+            word, message = _ended(code, starved=starved)
             found[instance] = Vitals(instance=instance, alive=False, exit=word, message=message)
         return found
 
@@ -216,7 +223,10 @@ def _instance_of(process: psutil.Process) -> str | None:
     return None
 
 
-def _ended(code: int | None) -> tuple[str, str]:
+def _ended(code: int | None, *, starved: bool) -> tuple[str, str]:
+    """Return in a word and in words how an agent ended; ``starved``: the system has ended a process for want of memory."""
+    if starved and code in (None, -signal.SIGKILL):
+        return "OOMKilled", "host memory exhausted: the system ended its agent"
     if code is None:
         return (
             "Error",

@@ -22,6 +22,8 @@ POLL = 0.01
 """Seconds between two looks whether a process has ended."""
 MOST_CODES = 1000
 """Exit codes that are kept."""
+KNOWN_TIMEOUT = 1.0
+VMSTAT = Path("/proc/vmstat")
 LARGE = 2 * 1024**3
 """Bytes from which on a process is not measured page by page, which would hold it up (10 ms for each GiB)."""
 
@@ -66,6 +68,7 @@ class Processes:
                 start_new_session=True,
             )
         process.returncode = 0  # `_reap` waits for it, the object must not
+        _wait_until_known(process.pid)
         return process.pid, started_at(process.pid)
 
     def find(self, pid: int, started: float) -> psutil.Process | None:
@@ -118,6 +121,21 @@ class Processes:
         return [one for _, one in left.values()]
 
 
+def _wait_until_known(pid: int) -> None:
+    """Wait until a process that was just started shows its environment (Linux), by which it is found.
+
+    Popen returns in the middle of exec: for a moment it has none, and a stop that comes at once would not see it.
+    """
+    if sys.platform != "linux":
+        return
+    end = time.monotonic() + KNOWN_TIMEOUT
+    with contextlib.suppress(OSError, psutil.Error):
+        while not Path(f"/proc/{pid}/environ").read_bytes() and time.monotonic() < end:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return
+            time.sleep(0.001)
+
+
 def tree(process: psutil.Process) -> list[psutil.Process]:
     """Return a process and all it started, as far as they are its descendants now."""
     with contextlib.suppress(psutil.Error):
@@ -149,6 +167,15 @@ def memory(pids: Collection[int]) -> dict[int, int]:
                     waiting.append(child)
         found[pid] = total
     return found
+
+
+def out_of_memory_kills() -> int | None:
+    """Return how many processes the system has ended for want of memory since it started; None where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in VMSTAT.read_bytes().splitlines():
+            if line.startswith(b"oom_kill "):
+                return int(line.split()[1])
+    return None
 
 
 def _held(process: psutil.Process) -> int:

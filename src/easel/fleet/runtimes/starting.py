@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from easel.errors import InstanceFailed
+from easel.errors import EngineUnavailable, InstanceFailed
 from easel.fleet.runtime import Launch
 from easel.fleet.runtimes.command import agent_command, builtin_variables, engine_command
 from easel.fleet.runtimes.preparing import Steps, prepare
@@ -47,6 +47,18 @@ _REASONS = {
     errno.EEXIST: "FileInTheWay",
     errno.ENOTDIR: "FileInTheWay",
 }
+_PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EADDRINUSE,
+        errno.EBUSY,
+        errno.EIO,
+    }
+)
+"""What may be over the next time: too many processes or open files, no memory, a server of files that is away."""
 
 
 class Starting:
@@ -104,13 +116,16 @@ class Starting:
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Tell what the system refuses in the words of `InstanceFailed`."""
+        """Tell what the system refuses: as `InstanceFailed`, or as EngineUnavailable where it may do it the next time."""
         try:
             yield
         except OSError as error:
             reason = _REASONS.get(error.errno or 0, "StartFailed")
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            raise InstanceFailed(reason, f"the instance cannot be started: {what}") from error
+            said = f"the instance cannot be started: {what}"
+            if error.errno in _PASSING:
+                raise EngineUnavailable(said) from error
+            raise InstanceFailed(reason, said) from error
 
     def _make_folder(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
