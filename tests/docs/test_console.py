@@ -12,12 +12,25 @@ import pytest
 import pytest_asyncio
 
 from tests.docs.console import Block, blocks, missing, pages, steps
+from tests.platforms import Platform, running_platform
 from tests.servers import Server, running_agent
 
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in pages(ROOT) if "```console" in page.read_text(encoding="utf-8")]
 DEFAULT = "127.0.0.1:9000"
 """Where the pages say the agent is; the tests' own listens elsewhere."""
+
+
+def needs_platform(page: Path) -> bool:
+    """Whether a page's commands are for a platform."""
+    return "$ easel deploy" in page.read_text(encoding="utf-8")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
+    folder = tmp_path_factory.mktemp("docs-platform")
+    async with running_platform(folder, fleet={"cpu_slots": 4}) as found:
+        yield found
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -27,9 +40,9 @@ async def agent(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serve
         yield found
 
 
-async def run(block: Block, folder: Path, agent: Server) -> None:
+async def run(block: Block, folder: Path, url: str, env: dict[str, str]) -> None:
     """Run a block's commands and compare."""
-    address = agent.url.removeprefix("http://")
+    address = url.removeprefix("http://")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for step in block.steps:
         process = await asyncio.create_subprocess_exec(
@@ -37,13 +50,13 @@ async def run(block: Block, folder: Path, agent: Server) -> None:
             "-c",
             step.command.replace(DEFAULT, address),
             cwd=folder,
-            env={**os.environ, "PATH": path, "EASEL_URL": agent.url},
+            env={**os.environ, "PATH": path, **env},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
         try:
-            out, _ = await asyncio.wait_for(process.communicate(), 60)
+            out, _ = await asyncio.wait_for(process.communicate(), 90)
         finally:
             if process.returncode is None:
                 process.kill()
@@ -58,11 +71,16 @@ async def run(block: Block, folder: Path, agent: Server) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-async def test_the_commands_of_a_page(page: Path, agent: Server, tmp_path: Path) -> None:
+async def test_the_commands_of_a_page(
+    page: Path, agent: Server, platform: Platform, tmp_path: Path
+) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    url, env = agent.url, {"EASEL_URL": agent.url}
+    if needs_platform(page):
+        url, env = platform.url, {"EASEL_HOME": str(platform.home)}
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.not_run is None:
-            await run(block, tmp_path, agent)
+            await run(block, tmp_path, url, env)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
