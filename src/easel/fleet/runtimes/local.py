@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import psutil
 
-from easel.errors import InstanceFailed
+from easel.errors import EngineUnavailable
 from easel.fleet.runtime import Device, Handle, Launch, Vitals
 from easel.fleet.runtimes import processes
 from easel.fleet.runtimes.command import INSTANCE_FLAG
@@ -108,7 +108,7 @@ class LocalRuntime:
                 return
             if time.monotonic() > until:
                 said = f"processes do not end although they were killed: {sorted(left)}"
-                raise InstanceFailed("StopFailed", said)
+                raise EngineUnavailable(said)
 
     def _agent(self, handle: Handle) -> psutil.Process | None:
         if "pid" not in handle:

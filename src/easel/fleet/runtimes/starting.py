@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -35,7 +35,7 @@ WITHHELD = frozenset({"PGPASSWORD"})
 """What else of the platform's environment is not for other people's Python."""
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 OURS = frozenset({GPU_VARIABLE, "USE_AGENT"})
-"""What a service's env does not decide, besides everything that begins with EASEL_."""
+"""What a service's env and script do not decide, besides everything that begins with EASEL_."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - for empty_dir of medium Memory
 
 _REASONS = {
@@ -129,6 +129,7 @@ class Starting:
 
     def _make_folder(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
         (self.folder / "engine").mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             self.log.replace(self.folder / PREVIOUS)
@@ -174,7 +175,7 @@ class Starting:
         if self._cancelled:
             steps.cancel()
         done = prepare(spec, installation, steps, mounts=mounts, folder=self._home / "environments")
-        self._env |= done.variables
+        self._env |= _allowed(done.variables)
         if spec.engine.kind == "command" and done.python != installation.python:
             path = self._env.get("PATH", os.defpath)
             self._env["PATH"] = f"{done.python.parent}{os.pathsep}{path}"
@@ -188,11 +189,7 @@ class Starting:
             if name not in WITHHELD
             and (not name.startswith("EASEL_") or name.startswith(HANDED_ON))
         }
-        env |= {
-            name: value
-            for name, value in launch.spec.env.items()
-            if name not in OURS and not name.startswith("EASEL_")
-        }
+        env |= _allowed(launch.spec.env)
         grace = max(1.0, launch.spec.termination_grace_seconds)
         env |= {
             HOME_VARIABLE: home_mark(self._home),
@@ -210,6 +207,19 @@ class Starting:
         if launch.spec.engine.kind == "builtin":
             env |= builtin_variables(launch, self.folder)
         return env
+
+
+def _allowed(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what a service may say of the environment. A name or value that no environment can hold is left out."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if name
+        and name not in OURS
+        and not name.startswith("EASEL_")
+        and "=" not in name
+        and "\0" not in name + value
+    }
 
 
 def home_mark(home: Path) -> str:
