@@ -146,6 +146,7 @@ async def running_gateway(folder: Path, **settings: Any) -> AsyncIterator[Gatewa
         log_config=None,
         host="127.0.0.1",
         port=0,
+        ws_max_size=messages.MAX_MESSAGE,
         timeout_graceful_shutdown=1,
     )
     server = _Server(config)

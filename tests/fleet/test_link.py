@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,25 @@ async def test_a_wrong_token_is_refused_before_a_word_is_read(gateway: Gateway, 
     async with dialled(gateway.url, token) as agent:
         assert await agent.closed() == 4401
     assert await gateway.store.instances() == []
+
+
+async def test_a_stranger_cannot_fill_our_memory(gateway: Gateway) -> None:
+    """One that is told to go, and sends a message of 200 MB instead."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+    head = f"GET /easel/link HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}\r\n\r\n"
+    writer.write(head.encode())
+    await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    writer.write(b"\x82\xff" + (200_000_000).to_bytes(8, "big") + bytes(4))
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while sent < 200_000_000:
+            writer.write(bytes(1_000_000))
+            await asyncio.wait_for(writer.drain(), 10)
+            sent += 1_000_000
+    writer.transport.abort()
+    assert sent < 100_000_000
 
 
 async def test_who_says_nothing_is_closed(gateway: Gateway) -> None:

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT = 10.0
 """Seconds an agent has for its first message."""
+STRANGERS = 1024
+"""Bytes of a message that is read from whoever has no token, while the connection is closed."""
 LAST_WORDS = 5.0
 """Seconds a closing connection has for what is still to be sent."""
 MOST_JOINED = 256
@@ -132,6 +134,8 @@ class AgentLink:
     async def _welcome(self, socket: WebSocket) -> tuple[Member, Instance, ServiceSpec]:
         """Hear who it is, and what it holds. Raises Refused, StoreFailed, BadRequest."""
         found = await identify(self._store, bearer(socket.scope["headers"]))
+        if found is None and "easel.limit" in socket.scope:
+            socket.scope["easel.limit"](STRANGERS)
         await socket.accept()
         if found is None:
             raise Refused(4401, "the token is wrong")

@@ -83,3 +83,8 @@ class GatewaySocketProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if hasattr(self, "scope"):
             self.scope["easel.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+            self.scope["easel.limit"] = self._limit  # type: ignore[typeddict-unknown-key]
+
+    def _limit(self, size: int) -> None:
+        """Take no larger messages; to be called before the connection is accepted."""
+        self.conn.max_message_size = size
