@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 STOP_GRACE = 15.0
 """Seconds between the polite and the forceful end of an instance that was drained: the agent's own grace and a little."""
-LOG_LINES = 20
+LOG_LINES = 60
+"""Of an ended instance: what its advice is looked for in."""
 
 Drain = Callable[[str], Awaitable[None]]
 """Takes an instance out of traffic; returns when it holds no task any more, at once when it is not connected."""
