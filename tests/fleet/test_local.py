@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -16,7 +19,7 @@ from easel.fleet.runtime import Handle, Launch
 from easel.fleet.runtimes import processes, starting
 from easel.fleet.runtimes.local import LocalRuntime
 from easel.services.model import EngineSpec, Mount
-from tests.contract.runtimes import LocalPlace, Place, runs
+from tests.contract.runtimes import ROOT, STARTER, LocalPlace, Place, runs
 from tests.waiting import until
 
 __all__ = ["runs"]
@@ -191,3 +194,71 @@ async def test_discard_leaves_other_folders_alone(place: LocalPlace, tmp_path: P
     for folder in (other, place.home, place.home / "instances" / ".." / "..", Path("/")):
         await runtime.discard({"instance": "one", "folder": str(folder)})
     assert await asyncio.to_thread(other.is_dir)
+
+
+async def test_a_service_says_what_it_may_of_the_environment(place: LocalPlace) -> None:
+    source = place.home.parent / "storage"
+    await asyncio.to_thread(source.mkdir)
+    env = {
+        "GREETING": "at:/mnt/data/x",
+        "CUDA_VISIBLE_DEVICES": "7",
+        "EASEL_AGENT__JOIN": "http://elsewhere",
+        "USE_AGENT": "0",
+    }
+    mounts = [Mount(mount_path="/mnt/data", source=str(source))]
+    launch = msgspec.structs.replace(place.launch(env=env, mounts=mounts), device="GPU-1")
+    runtime = place.runtime()
+    handle = await place.started(runtime, launch)
+    assert f"at:{source}/x" in await place.speaks(runtime, handle)
+    variables = await asyncio.to_thread(psutil.Process(handle["pid"]).environ)
+    assert variables["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert "EASEL_AGENT__JOIN" not in variables
+    await runtime.stop(handle, grace=0.1)
+
+
+async def test_a_preparation_whose_platform_was_killed_is_a_stray(place: LocalPlace) -> None:
+    launch = place.launch()
+    engine = msgspec.structs.replace(launch.spec.engine, prepare=["sleep 600"])
+    launch = place.launch(engine=engine)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", STARTER, str(place.home)),
+        stdin=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(launch) + b"\n")
+
+        async def preparing() -> bool:
+            return bool(await asyncio.to_thread(place.running, "one"))
+
+        await until(preparing, timeout=40)
+    finally:
+        process.kill()
+        await process.wait()
+    runtime = place.runtime()
+    (stray,) = await runtime.strays(set())
+    assert stray["instance"] == "one"
+    await runtime.stop(stray, grace=5)
+    assert not await asyncio.to_thread(place.running)
+
+
+async def test_many_stops_hold_nothing_else_up(place: LocalPlace) -> None:
+    """Stops that take their whole grace wait in threads of their own."""
+    runtime = place.runtime()
+    handles = [
+        await place.started(runtime, place.launch(f"i{number}", "--stubborn"))
+        for number in range(3)
+    ]
+    for handle in handles:
+        await asyncio.to_thread(psutil.Process(handle["pid"]).suspend)
+    stops = [asyncio.create_task(runtime.stop(one, grace=600)) for one in handles]
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    seen = await runtime.check({one["instance"]: one for one in handles})
+    assert all(one.alive for one in seen.values())
+    assert not any(stop.done() for stop in stops)
+    for handle in handles:
+        await asyncio.to_thread(psutil.Process(handle["pid"]).kill)
+    async with asyncio.timeout(40):
+        await asyncio.gather(*stops)
+    assert not await asyncio.to_thread(place.running)

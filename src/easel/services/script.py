@@ -150,12 +150,18 @@ def _port_of(words: Sequence[str]) -> int | None:
 
 def realise(text: str, mounts: Sequence[Mount], container_port: int, port: int) -> str:
     """Replace mount paths (as whole path prefixes) by their folders, and ``{port}`` or the spec's port by the instance's."""
-    for mount in sorted(mounts, key=lambda one: len(one.mount_path), reverse=True):
-        if mount.source is not None:
-            text = _replaced(text, mount.mount_path.rstrip("/"), mount.source.rstrip("/"))
+    text = real_paths(text, mounts)
     text = text.replace("{port}", str(port))
     if container_port and text in (str(container_port), f"--port={container_port}"):
         return text.replace(str(container_port), str(port))
+    return text
+
+
+def real_paths(text: str, mounts: Sequence[Mount]) -> str:
+    """Replace mount paths (as whole path prefixes) by their folders."""
+    for mount in sorted(mounts, key=lambda one: len(one.mount_path), reverse=True):
+        if mount.source is not None:
+            text = _replaced(text, mount.mount_path.rstrip("/"), mount.source.rstrip("/"))
     return text
 
 

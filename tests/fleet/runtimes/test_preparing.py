@@ -163,7 +163,9 @@ def test_lines_are_one_script(bench: Bench) -> None:
     found = bench.prepared(None, *lines).variables
     assert found["HERE"] == str(bench.data)
     assert found["HF_HOME"] == f"{bench.data}/hf"
-    assert found["PATH"].startswith(f"{bench.data}/bin:{Path(sys.executable).parent}:")
+    assert found["PATH"] == f"{bench.data}/bin:/usr/bin:/bin"
+    assert not bench.prepared(None, "port=8", "echo ${port} > /mnt/data/port").variables
+    assert (bench.data / "port").read_text() == "8\n"
     assert set(found) == {"HERE", "HF_HOME", "PATH"}
     assert (bench.data / "list").read_text() == "a\nb\n"
 

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +39,8 @@ from easel.fleet.runtimes.starting import (
 from easel.services.installations import Installations
 from easel.settings import FleetSettings
 
+MOST_AT_A_TIME = 32
+"""Instances that are prepared or stopped at a time; others wait."""
 FORCE_TIMEOUT = 5.0
 """Seconds after which a process that was killed and is still there is given up for now."""
 
@@ -54,6 +57,8 @@ class LocalRuntime:
         self._settings = settings
         self._installations = Installations(self._home)
         self._processes = processes.Processes()
+        # Of its own: preparing and stopping last long, and would keep everybody else's short work waiting.
+        self._threads = ThreadPoolExecutor(MOST_AT_A_TIME, thread_name_prefix="easel instances")
         self._kills: int | None = None
         """How often the system had ended a process for want of memory when it was last looked."""
 
@@ -69,11 +74,23 @@ class LocalRuntime:
         handle: Handle = {"instance": launch.instance, "folder": str(folder)}
         yield handle
         # What an earlier start left that was cut off would share its folder, and its name with the gateway.
-        await _to_the_end(lambda: self._stop(handle, 0.0), lambda: None)
+        await self._to_the_end(lambda: self._stop(handle, 0.0), lambda: None)
         starting = Starting(launch, self._home, self._settings, self._installations, folder)
-        command = await _to_the_end(starting.prepare, starting.cancel)
-        pid, started = await _to_the_end(lambda: self._spawn(starting, command), lambda: None)
+        command = await self._to_the_end(starting.prepare, starting.cancel)
+        pid, started = await self._to_the_end(lambda: self._spawn(starting, command), lambda: None)
         yield {**handle, "pid": pid, "started": started}
+
+    async def _to_the_end(self, work: Callable[[], Made], cancel: Callable[[], None]) -> Made:
+        """Run in a thread; when cancelled, wait all the same until the thread has left: nothing may go on behind us."""
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            cancel()
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()
+            raise
 
     def _spawn(self, starting: Starting, command: list[str]) -> tuple[int, float]:
         with starting.failing():
@@ -88,7 +105,8 @@ class LocalRuntime:
 
     async def stop(self, handle: Handle, *, grace: float) -> None:
         """End the agent, which ends its engine; by force after ``grace`` seconds."""
-        await asyncio.to_thread(self._stop, handle, grace)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self._stop, handle, grace)
 
     def _stop(self, handle: Handle, grace: float) -> None:
         agent = self._agent(handle)
@@ -200,19 +218,6 @@ class LocalRuntime:
         for one in SHARED_MEMORY.glob(f"{empty_prefix(folder)}*"):
             shutil.rmtree(one, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-async def _to_the_end(work: Callable[[], Made], cancel: Callable[[], None]) -> Made:
-    """Run in a thread; when cancelled, wait all the same until the thread has left: nothing may go on behind us."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        cancel()
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()
-        raise
 
 
 def _instance_of(process: psutil.Process) -> str | None:

@@ -29,7 +29,7 @@ from easel.errors import InstanceFailed
 from easel.fleet.runtimes.log_files import last_lines
 from easel.services.installations import Installation
 from easel.services.model import Mount, ServiceSpec
-from easel.services.script import realise
+from easel.services.script import real_paths
 
 TIMEOUT = 1800.0
 """Seconds one preparation may take."""
@@ -135,7 +135,7 @@ def prepare(
     """
     file = text = None
     if spec.requirements_path is not None:
-        file = Path(realise(spec.requirements_path, mounts, 0, 0))
+        file = Path(real_paths(spec.requirements_path, mounts))
         try:
             text = file.read_text()
         except (OSError, UnicodeDecodeError) as error:
@@ -143,8 +143,8 @@ def prepare(
             raise InstanceFailed(
                 "PreparationFailed", f"the requirements file {file} cannot be read: {said}"
             ) from error
-    wanted = [realise(line, mounts, 0, 0) for line in spec.requirements]
-    lines = [realise(line, mounts, 0, 0) for line in spec.engine.prepare]
+    wanted = [real_paths(line, mounts) for line in spec.requirements]
+    lines = [real_paths(line, mounts) for line in spec.engine.prepare]
     installing = list(itertools.takewhile(_INSTALLS.match, lines))
     others = lines[len(installing) :]
     python = installation.python
@@ -200,6 +200,8 @@ def _script(lines: Sequence[str], python: Path, steps: Steps) -> dict[str, str]:
         steps.run(["/bin/sh", "-c", script], shown="; ".join(lines))
         pairs = (os.fsdecode(part).partition("=") for part in told.read().split(b"\0") if part)
         found = {name: value for name, _, value in pairs}
+    if "PATH" in found:
+        found["PATH"] = found["PATH"].replace(f"{python.parent}:", "", 1)
     return {
         name: value
         for name, value in found.items()

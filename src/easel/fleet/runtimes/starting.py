@@ -20,6 +20,7 @@ from easel.fleet.runtimes.preparing import Steps, prepare
 from easel.services.folders import data_directory
 from easel.services.installations import Installation, Installations
 from easel.services.model import Mount
+from easel.services.script import real_paths
 from easel.settings import FleetSettings
 from easel.storage.data_directory import make_tree
 
@@ -98,6 +99,8 @@ class Starting:
             self._env = self._environment()
             self._make_folder()
             mounts = self._mounts()
+            own = {name: real_paths(value, mounts) for name, value in self._launch.spec.env.items()}
+            self._env |= _allowed(own)
             make_tree(self._data)
             python = self._prepare_python(mounts)
             return agent_command(self._launch, self.folder, self._data) + engine_command(
@@ -189,7 +192,6 @@ class Starting:
             if name not in WITHHELD
             and (not name.startswith("EASEL_") or name.startswith(HANDED_ON))
         }
-        env |= _allowed(launch.spec.env)
         grace = max(1.0, launch.spec.termination_grace_seconds)
         env |= {
             HOME_VARIABLE: home_mark(self._home),
