@@ -1,6 +1,6 @@
 """An engine of a few lines, for tests of what is around engines: says that it is there, and what it is asked to be.
 
-``--port N``; ``--stubborn``: what it starts ignores SIGTERM, in a session of its own; ``--chatty``: prints many lines;
+``--port N``; ``--stubborn``: what it starts ignores SIGTERM, in a session of its own, with nothing in its environment; ``--chatty``: prints many lines;
 ``--big MIB``: holds so much memory; ``--maps FILE``: reads a file by mapping it, as models are.
 """
 
@@ -50,6 +50,7 @@ def main() -> None:
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", STUBBORN if stubborn else SLEEP],
         start_new_session=stubborn,
+        env={} if stubborn else None,
     )
     held = bytearray()
     if "--big" in words:

@@ -115,12 +115,18 @@ async def test_a_start_that_is_cancelled_leaves_nothing(runs: Place, turns: int)
     assert not await running(runs)
 
 
-async def test_stop_ends_what_ignores_it_and_hides(runs: Place) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+async def test_stop_ends_what_ignores_it_and_hides(runs: Place, killed: bool) -> None:
     runtime = runs.runtime()
     handle = await runs.started(runtime, runs.launch("one", "--stubborn"))
     line = await runs.speaks(runtime, handle)
     child = psutil.Process(int(line.partition("child=")[2].split()[0]))
+    if killed:
+        await asyncio.to_thread(runs.kill, "one")
+        await dead(runtime, handle)
     await runtime.stop(handle, grace=0.1)
+    if killed:  # by whom the instance's own part left behind, which may still be about it
+        await asyncio.to_thread(psutil.wait_procs, [child], 10)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert not await running(runs)
 

@@ -119,7 +119,9 @@ class LocalRuntime:
         # What survived it, what was started just before a crash, and what nobody is the parent of.
         until = time.monotonic() + FORCE_TIMEOUT
         while True:
-            left |= {one.pid: one for one in self._of(handle["instance"])}
+            for one in self._of(handle["instance"]):
+                # With what it started, which need not be marked, and is nobody's once its parent is gone.
+                left |= {below.pid: below for below in processes.tree(one)}
             rest = self._processes.kill(left.values(), FORCE_TIMEOUT)
             left = {one.pid: one for one in rest}
             if not left and not self._of(handle["instance"]):
