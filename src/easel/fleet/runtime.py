@@ -36,7 +36,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """Why it ended, in a word: Completed, Error, OOMKilled, Killed."""
     message: str = ""
     memory_bytes: int | None = None
-    """Of the instance as a whole, without pages shared with others."""
+    """Of all its processes together: what they hold, not what is only mapped from files (models), which the system can drop."""
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
